@@ -1,0 +1,204 @@
+"""Small image sets held whole as bytes, and the batches drawn from them.
+
+CIFAR-10 and the digits fit in memory many times over, so a batch is one vectorised gather: no worker processes, and an
+order and an augmentation that depend on nothing but (seed, epoch, domain).
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.errors import UserError
+
+_PADDING = 4  # of the random crop, on every side
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images of one size.
+
+    Args:
+        images: (N, C, H, W) uint8 tensor.
+        labels: (N,) int64 tensor of class indices, each in [0, len(classes)).
+        classes: the class names, in the order of the indices.
+        name: what messages and logs call the set, e.g. "cifar10 train".
+    Raises:
+        ValueError: a dtype, a shape or a label is not as above.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"{self.name}: images must be (N, C, H, W) uint8, not {self.images.dtype} {self.images.shape}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"{self.name}: labels must be ({len(self.images)},) int64, not {self.labels.shape}")
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise ValueError(f"{self.name}: a label lies outside the {len(self.classes)} classes")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor | Sequence[int]) -> "ImageSet":
+        """The images at `indices`, in that order."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def split(self, fraction: float, seed: int) -> tuple["ImageSet", "ImageSet"]:
+        """Hold out `fraction` of every class, drawn by `seed`; both parts keep the order of the set.
+
+        Of a class with two images or more at least one lands on each side; a single image is not held out.
+
+        Returns:
+            (rest, held_out)
+        Raises:
+            ValueError: `fraction` is not strictly between 0 and 1.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
+        generator = _generator("split", seed)
+        held_out = torch.zeros(len(self), dtype=torch.bool)
+        for index in range(len(self.classes)):
+            members = (self.labels == index).nonzero().flatten()
+            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+            if count > 0:
+                held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+        return self.subset((~held_out).nonzero().flatten()), self.subset(held_out.nonzero().flatten())
+
+
+class TensorBatches:
+    """Batches of an `ImageSet` that lives on `device` as bytes.
+
+    Iterating yields (images, labels): (B, C, H, W) float32, (pixel / 255 - mean) / std, and (B,) int64. The sample order
+    and the augmentation are a pure function of (seed, epoch, domain), the same on every device, and neither read nor
+    advance the global random state.
+
+    Args:
+        image_set: the images.
+        batch_size: B; the last batch may be smaller unless `drop_last`.
+        mean, std: per channel, or one number for all channels, for pixels in [0, 1].
+        seed, domain: which order; two domains of one run draw independently.
+        shuffle: a new order every epoch; otherwise the order of the set.
+        augment: None, or "crop_flip": each image by itself is padded with 4 black pixels, cropped back to its size at
+            a random place and mirrored with probability 1/2, as RandomCrop(padding=4) and RandomHorizontalFlip do.
+        drop_last: leave out the last batch if it is not full.
+        device: where the bytes are kept and the batches are made.
+    Raises:
+        ValueError: an unknown `augment`, or a batch size below 1.
+        UserError: the set is empty, or `drop_last` would leave no batch at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_set: ImageSet,
+        batch_size: int,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        seed: int = 0,
+        domain: str = "source",
+        shuffle: bool = False,
+        augment: str | None = None,
+        drop_last: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"the batch size must be at least 1, not {batch_size}")
+        if augment not in (None, "crop_flip"):
+            raise ValueError(f'augment must be None or "crop_flip", not {augment!r}')
+        if not len(image_set):
+            raise UserError(f"{image_set.name} holds no images; expected at least one")
+        if drop_last and len(image_set) < batch_size:
+            raise UserError(
+                f"a batch of {batch_size} is larger than the {len(image_set)} images of {image_set.name}, so there is "
+                f"nothing to train on; type --train_batch_size {len(image_set)} or less"
+            )
+        self.image_set = image_set
+        self.batch_size = batch_size
+        self.seed = seed
+        self.domain = domain
+        self.shuffle = shuffle
+        self.augment = augment
+        self.drop_last = drop_last
+        self.device = torch.device(device)
+        self.epoch = 0
+        self._images = image_set.images.to(self.device)
+        self._labels = image_set.labels.to(self.device)
+        self._mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device).reshape(-1, 1, 1)
+        self._std = torch.as_tensor(std, dtype=torch.float32, device=self.device).reshape(-1, 1, 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return len(self.image_set) // self.batch_size
+        return math.ceil(len(self.image_set) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        count = len(self.image_set)
+        generator = _generator("batches", self.seed, self.epoch, self.domain)
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        # one row per position: where the crop starts (down, across), and whether it is mirrored
+        crops = torch.randint(2 * _PADDING + 1, (count, 2), generator=generator).to(self.device)
+        mirrored = torch.rand(count, generator=generator).lt(0.5).to(self.device)
+        order = order.to(self.device)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            positions = slice(start, start + self.batch_size)
+            images = self._images[order[positions]]
+            if self.augment == "crop_flip":
+                images = _crop_flip(images, crops[positions], mirrored[positions])
+            images = images.float().div_(255).sub_(self._mean).div_(self._std)
+            yield images, self._labels[order[positions]]
+
+
+def resize(image_set: ImageSet, size: int) -> ImageSet:
+    """The set with every image `size` x `size`: bilinear, with antialiasing where it shrinks, as PIL resizes."""
+    if image_set.images.shape[-2:] == (size, size):
+        return image_set
+    parts = [
+        F.interpolate(part, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        for part in image_set.images.split(4096)
+    ]
+    return replace(image_set, images=torch.cat(parts))
+
+
+def to_three_channels(image_set: ImageSet) -> ImageSet:
+    """The set with its one grey channel repeated as red, green and blue; a colour set is returned as it is.
+
+    Raises:
+        ValueError: the set has neither one channel nor three.
+    """
+    channels = image_set.images.shape[1]
+    if channels == 3:
+        return image_set
+    if channels != 1:
+        raise ValueError(f"{image_set.name}: expected one channel or three, not {channels}")
+    return replace(image_set, images=image_set.images.expand(-1, 3, -1, -1))
+
+
+def _generator(*key: object) -> torch.Generator:
+    """A generator of its own for `key`, the same in every process and on every machine."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _crop_flip(images: Tensor, crops: Tensor, mirrored: Tensor) -> Tensor:
+    """Crop image b of the padded (B, C, H, W) bytes at crops[b] = (down, across); mirror it where mirrored[b]."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, [_PADDING] * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W), a view
+    batch = torch.arange(len(images), device=images.device)
+    cropped = windows[batch, :, crops[:, 0], crops[:, 1]]
+    return torch.where(mirrored[:, None, None, None], cropped.flip(-1), cropped)
