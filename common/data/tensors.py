@@ -79,9 +79,9 @@ class ImageSet:
 class TensorBatches:
     """Batches of an `ImageSet` that lives on `device` as bytes.
 
-    Iterating yields (images, labels): (B, C, H, W) float32, (pixel / 255 - mean) / std, and (B,) int64. The order of the
-    samples and the augmentation are a pure function of (seed, epoch, domain), the same on every device; they neither
-    read nor advance the global random state.
+    Iterating yields (images, labels): (B, C, H, W) float32, (pixel / 255 - mean) / std, and (B,) int64. The order of
+    the samples and the augmentation are a pure function of (seed, epoch, domain), the same on every device; they
+    neither read nor advance the global random state.
 
     Args:
         image_set: the images.
