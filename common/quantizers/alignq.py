@@ -1,0 +1,163 @@
+"""DAQ, the alignment quantizer of AlignQ (CVPR 2022): align by the Gaussian CDF, then round on an even grid.
+
+A value u, standard normal by construction, is mapped to r (2 Phi(u) - 1) = r erf(u / sqrt 2), which is uniform on [-r, r],
+and rounded there. Weights are standardised over their tensor first (r = 1); activations follow a BatchNorm, so u = x.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.rounding import (
+    FLOAT_BITS,
+    LOG_TWO_PHI_0,
+    SQRT_HALF,
+    Grid,
+    exact_grid,
+    published_grid,
+    sigmoid_slope,
+)
+from common.quantizers.scheme import BEFORE_RELU, Method, Scheme
+
+DEGENERATE_STD = 1e-6  # relative to max |w|; at or below it a tensor counts as constant: u = 0, gradient 0
+
+
+def align(u: Tensor, r: float = 1.0) -> Tensor:
+    """r (2 Phi(u) - 1), the aligned value in [-r, r]."""
+    return torch.erf(u * SQRT_HALF).mul_(r)
+
+
+def density(u: Tensor, r: float = 1.0) -> Tensor:
+    """d align(u, r) / d u = 2 r phi(u)."""
+    log_peak = torch.full((), LOG_TWO_PHI_0 + math.log(r), dtype=u.dtype, device=u.device)
+    return torch.addcmul(log_peak, u, u, value=-0.5).exp_()
+
+
+def _aligned_position(u: Tensor, r: float, grid: Grid) -> Tensor:
+    """The real-valued code of align(u, r) on ``grid``, in as few passes over memory as torch offers."""
+    offset = torch.full((), grid.offset, dtype=u.dtype, device=u.device)
+    return torch.add(offset, torch.erf_(u * SQRT_HALF), alpha=r * grid.scale)
+
+
+def _align_and_round(u: Tensor, r: float, grid: Grid | None) -> Tensor:
+    if grid is None:
+        return align(u, r)
+    codes = _aligned_position(u, r, grid).round_()
+    lowest = torch.full((), -grid.offset / grid.scale, dtype=u.dtype, device=u.device)
+    return torch.add(lowest, codes, alpha=1 / grid.scale)
+
+
+class _AlignActivation(torch.autograd.Function):
+    """Keeps its input and nothing else; straight-through over the rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, r: float, grid: Grid | None) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.r = r
+        wide = x if x.dtype == torch.float64 else x.float()
+        return _align_and_round(wide, r, grid).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        wide = x if x.dtype == torch.float64 else x.float()
+        return density(wide, ctx.r).mul_(grad).to(x.dtype), None, None
+
+
+def standardize(w: Tensor) -> tuple[Tensor, Tensor]:
+    """(w - mean(w)) / std(w) over the whole tensor, unbiased std, and the 0-dimensional 1 / std(w).
+
+    A tensor of one element, or with std <= 1e-6 max|w|, gives 0 and 0.
+    """
+    if w.numel() < 2:
+        return torch.zeros_like(w), w.new_zeros(())
+    peak = w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny)  # scaled by it, no magnitude over- or underflows
+    std, mean = torch.std_mean(w / peak)
+    inverse = torch.where(std <= DEGENERATE_STD, 0.0, 1 / std)
+    return (w / peak).sub_(mean).mul_(inverse), inverse / peak
+
+
+class _AlignWeight(torch.autograd.Function):
+    """Keeps the weight itself, which lives anyway; the statistics are computed anew in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, grid: Grid | None, slope: tuple[float, float] | None) -> Tensor:
+        ctx.save_for_backward(w)
+        ctx.grid, ctx.slope = grid, slope
+        return _align_and_round(standardize(w)[0], 1.0, grid)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (w,) = ctx.saved_tensors
+        u, inverse_std = standardize(w)
+        h = density(u).mul_(grad)
+        if ctx.grid is not None and ctx.slope is not None:
+            h.mul_(sigmoid_slope(_aligned_position(u, 1.0, ctx.grid), *ctx.slope))
+        projection = (h * u).sum() / max(w.numel() - 1, 1)
+        return (h - h.mean()).sub_(u.mul_(projection)).mul_(inverse_std), None, None
+
+
+def align_activation(x: Tensor, r: float, grid: Grid | None) -> Tensor:
+    """DAQ of activations: round(align(x, r)) on ``grid``, or align(x, r) itself for ``grid=None``.
+
+    Args:
+        x: BatchNorm output, any shape; float16 and bfloat16 are aligned in float32.
+        r: half-width of the range, act_range.
+    Returns:
+        Levels in [-r, r], in x's shape and type; gradient 2 r phi(x), straight-through over the rounding.
+    """
+    return _AlignActivation.apply(x, r, grid)
+
+
+def align_weight(w: Tensor, grid: Grid | None, slope: tuple[float, float] | None = None) -> Tensor:
+    """DAQ of a weight tensor: standardise, align to [-1, 1], round on ``grid`` (``None``: no rounding).
+
+    Args:
+        w: weights, any shape, float32 or float64.
+        slope: (lam, lam2) of the sigmoid gradient approximation; ``None`` is straight-through.
+    Returns:
+        Levels in [-1, 1]; the gradient includes mean and std.
+    """
+    return _AlignWeight.apply(w, grid, slope)
+
+
+def _grid(bits: int, r: float, levels: str) -> Grid | None:
+    if bits == FLOAT_BITS:
+        return None
+    return exact_grid(bits, r) if levels == "exact" else published_grid(bits)
+
+
+class AlignWeight(WeightQuantizer):
+    def __init__(self, bits: int, scheme: Scheme) -> None:
+        super().__init__(bits)
+        self.grid = _grid(bits, 1.0, scheme.levels)
+        self.slope = (scheme.lam, scheme.lam2) if scheme.grad_approx == "sigmoid" else None
+
+    def forward(self, w: Tensor) -> Tensor:
+        return align_weight(w, self.grid, self.slope)
+
+
+class AlignAct(QuantAct):
+    def __init__(self, bits: int, scheme: Scheme) -> None:
+        super().__init__(bits)
+        self.act_range = scheme.act_range
+        self.grid = _grid(bits, scheme.act_range, scheme.levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return align_activation(x, self.act_range, self.grid)
+
+
+METHOD = Method(
+    name="ours",
+    placement=BEFORE_RELU,
+    weight_bits=range(1, 9),
+    act_bits=range(1, 9),
+    weight=AlignWeight,
+    activation=AlignAct,
+    aligns=True,
+)

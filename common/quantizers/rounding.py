@@ -1,0 +1,82 @@
+"""Level grids and the gradients that stand in for a rounding."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An evenly spaced set of levels: value = (code - offset) / scale, with integer codes.
+
+    Rounding is half-to-even, as in torch. ``bits`` is the width the grid was made for.
+    """
+
+    bits: int
+    scale: float
+    offset: float
+
+    def codes(self, values: Tensor) -> Tensor:
+        """Integer codes (as floats) of real ``values``; values beyond the grid's range are not clipped."""
+        return torch.round(values * self.scale + self.offset)
+
+    def values(self, codes: Tensor) -> Tensor:
+        return (codes - self.offset) / self.scale
+
+
+def exact_grid(bits: int, r: float) -> Grid:
+    """The 2^k levels r (2 c / n - 1), c in {0..n}, n = 2^k - 1, on [-r, r]; k = 1 gives -r and +r.
+
+    >>> exact_grid(2, 1.0).values(torch.arange(4)).tolist()
+    [-1.0, -0.3333333432674408, 0.3333333432674408, 1.0]
+    """
+    n = 2**bits - 1
+    return Grid(bits, n / (2 * r), n / 2)
+
+
+def published_grid(bits: int) -> Grid:
+    """The multiples of 1/n: 2 r n + 1 levels on [-r, r], as in the published CRP code (k >= 2)."""
+    return Grid(bits, 2**bits - 1, 0.0)
+
+
+def unit_grid(bits: int, r: float = 1.0) -> Grid:
+    """The 2^k levels r c / n on [0, r]."""
+    return Grid(bits, (2**bits - 1) / r, 0.0)
+
+
+def sigmoid_slope(position: Tensor, lam: float, lam2: float) -> Tensor:
+    """Slope of the staircase whose steps are sigmoids centred on the rounding thresholds (AlignQ, gradient approximation).
+
+    Args:
+        position: real-valued code, before rounding; thresholds lie halfway between integers.
+        lam: gain. lam2: sharpness.
+    Returns:
+        lam 2 lam2 s(t) (1 - s(t)), t = 2 lam2 (frac(position) - 1/2), s the logistic function. Its mean over one step is
+        lam (s(lam2) - s(-lam2)); it peaks on the thresholds and is symmetric about them.
+    """
+    s = torch.sigmoid((position - torch.floor(position) - 0.5).mul_(2 * lam2))
+    return (s * (1 - s)).mul_(2 * lam * lam2)
+
+
+class _RoundSTE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round half to even with the straight-through gradient d round(x) / d x = 1 (Bengio et al., 2013)."""
+    return _RoundSTE.apply(x)
+
+
+SQRT_HALF = math.sqrt(0.5)
+LOG_TWO_PHI_0 = 0.5 * math.log(2 / math.pi)  # log(2 phi(0)), phi the standard normal density
