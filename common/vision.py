@@ -8,7 +8,7 @@ fails, declares the two that the import refers to. Every other module takes torc
 
     from common.vision import datasets, models, transforms
 
-With a matching pair nothing is declared and nothing changes; a declared operator that is called raises torch's own error.
+With a matching pair nothing is declared; a declared operator that is called raises torch's own error.
 """
 
 import importlib.util

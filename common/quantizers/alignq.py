@@ -1,6 +1,6 @@
 """DAQ, the alignment quantizer of AlignQ (CVPR 2022): align by the Gaussian CDF, then round on an even grid.
 
-A value u, standard normal by construction, is mapped to r (2 Phi(u) - 1) = r erf(u / sqrt 2), which is uniform on [-r, r],
+A value u, standard normal by construction, is mapped to r (2 Phi(u) - 1) = r erf(u / sqrt 2), uniform on [-r, r],
 and rounded there. Weights are standardised over their tensor first (r = 1); activations follow a BatchNorm, so u = x.
 """
 
@@ -62,7 +62,7 @@ class _AlignActivation(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         wide = x if x.dtype == torch.float64 else x.float()
         return density(wide, ctx.r).mul_(grad).to(x.dtype), None, None
@@ -92,7 +92,7 @@ class _AlignWeight(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (w,) = ctx.saved_tensors
         u, inverse_std = standardize(w)
         h = density(u).mul_(grad)

@@ -1,4 +1,4 @@
-"""The modules a network is built of: a convolution that quantizes its weight (and its input), and the quantizers' bases."""
+"""The modules a network is built of: a convolution that quantizes its weight and input, and the quantizers' bases."""
 
 from typing import Any
 

@@ -50,13 +50,13 @@ def unit_grid(bits: int, r: float = 1.0) -> Grid:
 
 
 def sigmoid_slope(position: Tensor, lam: float, lam2: float) -> Tensor:
-    """Slope of the staircase whose steps are sigmoids centred on the rounding thresholds (AlignQ, gradient approximation).
+    """Slope of the staircase whose steps are sigmoids centred on the thresholds (AlignQ, gradient approximation).
 
     Args:
         position: real-valued code, before rounding; thresholds lie halfway between integers.
         lam: gain. lam2: sharpness.
     Returns:
-        lam 2 lam2 s(t) (1 - s(t)), t = 2 lam2 (frac(position) - 1/2), s the logistic function. Its mean over one step is
+        lam 2 lam2 s(t) (1 - s(t)), t = 2 lam2 (frac(position) - 1/2), s the logistic function. Its mean over a step is
         lam (s(lam2) - s(-lam2)); it peaks on the thresholds and is symmetric about them.
     """
     s = torch.sigmoid((position - torch.floor(position) - 0.5).mul_(2 * lam2))
@@ -69,7 +69,7 @@ class _RoundSTE(torch.autograd.Function):
         return torch.round(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
 

@@ -21,7 +21,7 @@ class Method:
     """One quantization method: what it defines and how its quantizers are made.
 
     Attributes:
-        placement: where activations are quantized: between BatchNorm and ReLU, after the ReLU, or by the next convolution.
+        placement: where activations are quantized: before the ReLU, after it, or by the next convolution.
         weight_bits, act_bits: the widths it defines, 32 (float) apart.
         weight, activation: make a quantizer from (bits, scheme).
         aligns: has the 32-bit form of ``--stage align``.
