@@ -1,0 +1,153 @@
+"""CIFAR-10 in its published form: the folder `cifar-10-batches-py` of pickled batches.
+
+The demo data come in the same form and go through the same reader. Only the checksums differ: those of the published
+files are required of every folder that does not carry the demo's marker.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from common.data.demo.folder import is_demo
+from common.data.download import DEMO_HINT, fetch, md5_of, unpack
+from common.data.tensors import ImageSet
+from common.errors import UserError
+from common.vision import datasets
+
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2023, 0.1994, 0.2010)
+
+FOLDER: str = datasets.CIFAR10.base_folder
+TRAIN_BATCHES: tuple[str, ...] = tuple(name for name, _ in datasets.CIFAR10.train_list)
+TEST_BATCH = "test_batch"
+META = "batches.meta"
+
+_MD5 = {
+    **dict(datasets.CIFAR10.train_list),
+    **dict(datasets.CIFAR10.test_list),
+    META: datasets.CIFAR10.meta["md5"],
+}
+_IMAGES_PER_BATCH = 10_000
+_SHAPE = (3, 32, 32)
+
+
+def load(data_dir: Path | str, download: bool = True) -> tuple[ImageSet, ImageSet]:
+    """Read CIFAR-10.
+
+    Args:
+        data_dir: the folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or `cifar-10-batches-py`
+            itself.
+        download: fetch the archive into `data_dir` if nothing is there.
+    Returns:
+        (train, test): 50,000 and 10,000 images (3, 32, 32). A demo folder has fewer, and "demo" in its sets' names.
+    Raises:
+        UserError: the data are not there and could not be fetched; a batch is missing, is not the published file, or
+            does not hold what a batch holds.
+    """
+    folder = _find(Path(data_dir), download)
+    demo = is_demo(folder)
+    for name in () if demo else _MD5:
+        _verify(folder / name)
+    classes = _read_classes(folder / META)
+    name = "CIFAR-10 (demo)" if demo else "CIFAR-10"
+    train = _read_batches([folder / batch for batch in TRAIN_BATCHES], classes, f"{name} train", demo)
+    test = _read_batches([folder / TEST_BATCH], classes, f"{name} test", demo)
+    return train, test
+
+
+def _find(data_dir: Path, download: bool) -> Path:
+    inside = data_dir / FOLDER
+    for folder in (inside, data_dir):
+        if (folder / META).is_file() or (folder / TRAIN_BATCHES[0]).is_file():
+            return folder
+    archive = data_dir / datasets.CIFAR10.filename
+    if download:
+        fetch(datasets.CIFAR10.url, archive, datasets.CIFAR10.tgz_md5, DEMO_HINT)
+    elif not archive.is_file():
+        raise UserError(
+            f"no CIFAR-10 in {data_dir}: expected {FOLDER}/ or {archive.name} there; fetch {datasets.CIFAR10.url} and "
+            f"put it there, allow it with --download True, {DEMO_HINT}"
+        )
+    return unpack(archive, inside)
+
+
+def _verify(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: expected all of {', '.join(_MD5)}; {_again(path)}")
+    found = md5_of(path)
+    if found != _MD5[path.name]:
+        raise UserError(
+            f"{path} is damaged: its md5 is {found}, the published file's {_MD5[path.name]}; {_again(path)}"
+        )
+
+
+def _again(path: Path) -> str:
+    return f"delete {path.parent} and run again to make it afresh"
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    names = _read_pickle(path).get("label_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} is damaged: expected a list of class names under 'label_names'; {_again(path)}")
+    return tuple(names)
+
+
+def _read_batches(paths: list[Path], classes: tuple[str, ...], name: str, demo: bool) -> ImageSet:
+    batches = [_read_batch(path, len(classes), None if demo else _IMAGES_PER_BATCH) for path in paths]
+    images = np.concatenate([images for images, _ in batches])
+    labels = np.concatenate([labels for _, labels in batches])
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), classes, name)
+
+
+def _read_batch(path: Path, classes: int, expected: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3, 32, 32) uint8 images and (N,) int64 labels of one batch."""
+    batch = _read_pickle(path)
+    data, labels = batch.get("data"), batch.get("labels")
+    width = int(np.prod(_SHAPE))
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != width:
+        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise UserError(
+            f"{path} is damaged: expected uint8 images (N, {width}) under 'data', found {found}; {_again(path)}"
+        )
+    if expected is not None and len(data) != expected:
+        raise UserError(f"{path} is damaged: expected {expected} images, found {len(data)}; {_again(path)}")
+    if not isinstance(labels, list) or len(labels) != len(data):
+        found = str(len(labels)) if isinstance(labels, list) else "none"
+        raise UserError(f"{path} is damaged: expected {len(data)} labels for its images, found {found}; {_again(path)}")
+    if not all(isinstance(label, int) and 0 <= label < classes for label in labels):
+        raise UserError(f"{path} is damaged: expected labels from 0 to {classes - 1}; {_again(path)}")
+    return data.reshape(-1, *_SHAPE), np.array(labels, dtype=np.int64)
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: expected all of {', '.join(_MD5)}; {_again(path)}")
+    try:
+        with open(path, "rb") as file:
+            content = _ArraysOnly(file, encoding="latin1").load()
+    except Exception as error:  # a damaged pickle fails in whatever way its bytes say
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is damaged: it cannot be read ({reason}); {_again(path)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: expected a dictionary, found {type(content).__name__}; {_again(path)}")
+    return content
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Admits numpy arrays besides plain values, so that a batch from anywhere cannot run code."""
+
+    _ALLOWED: ClassVar[dict[tuple[str, str], object]] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        # what an array says it is rebuilt by, under the module's old name and its new one
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and a batch holds nothing but arrays")
+        return self._ALLOWED[module, name]
