@@ -78,7 +78,7 @@ def unpack(archive: Path, folder: Path) -> Path:
             os.rename(building / folder.name, folder)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise UserError(
-                f"could not unpack {archive}: {_reason(error)}; expected a tar file of {folder.name}/; delete it and run "
+                f"could not unpack {archive}: {_reason(error)}; expected {folder.name}/ inside; delete it and run "
                 "again to download it afresh"
             ) from None
         finally:
