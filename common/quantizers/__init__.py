@@ -1,10 +1,22 @@
 """Quantization methods, one per file, and their registry. A new method is one file and one line here."""
 
 from common.errors import UserError
-from common.quantizers import alignq
+from common.quantizers import alignq, apot, bwn, dorefa, llsq, lsq, uniform
 from common.quantizers.scheme import Method, Scheme
 
-METHODS: dict[str, Method] = {method.name: method for method in (alignq.METHOD,)}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        alignq.METHOD,
+        uniform.METHOD,
+        dorefa.METHOD,
+        bwn.METHOD_PER_LAYER,
+        bwn.METHOD_PER_FILTER,
+        lsq.METHOD,
+        llsq.METHOD,
+        apot.METHOD,
+    )
+}
 
 
 def make_scheme(method: str = "ours", **options: object) -> Scheme:

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
+
+BAND = 100.0  # a learned scale further than this factor from its reference has run away
 
 
 class Quantizer(nn.Module):
@@ -19,6 +22,11 @@ class Quantizer(nn.Module):
         super().__init__()
         self.bits = bits
 
+    @property
+    def initialised(self) -> bool:
+        """Whether learned scales have their initial value; true without such scales."""
+        return True
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
 
@@ -32,6 +40,98 @@ class WeightQuantizer(Quantizer):
 
 class QuantAct(Quantizer):
     """Maps activations to levels of the same shape."""
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, reference: Tensor) -> Tensor:
+        within = (scale > reference / BAND) & (scale < reference * BAND)  # false for NaN
+        return torch.where(within, scale, reference)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class LearnedScale(Quantizer):
+    """A quantizer with one learned scale, kept positive and near where it began.
+
+    State: the parameter ``scale``; the buffer ``reference``, its initial value (0: not initialised), and the buffer
+    ``width``, the bits it was made for. All three exist from construction and are saved. A state dict without them, or
+    one made at another width, leaves the quantizer uninitialised: the scale is then taken from ``initialise``, else
+    from the first tensor it sees (the mean over processes, where several train together).
+
+    A scale that is not finite, not positive, or a factor 100 away from the reference counts as the reference, in
+    every forward pass; while training it is also set to it. Nothing here waits for the device after initialisation.
+
+    Args:
+        start: the initial value, for a method that prescribes one; it holds at every width. ``None``: ``initial_scale``
+            of the data.
+    """
+
+    reference: Tensor
+    width: Tensor
+
+    def __init__(self, bits: int, start: float | None = None) -> None:
+        super().__init__(bits)
+        self.start = start
+        self.scale = nn.Parameter(torch.tensor(start or 1.0))
+        self.register_buffer("reference", torch.tensor(start or 0.0))
+        self.register_buffer("width", torch.tensor(bits))
+        self._initialised = start is not None  # mirrors ``reference > 0``, so that no forward pass reads the device
+
+    @property
+    def initialised(self) -> bool:
+        return self._initialised
+
+    def initial_scale(self, x: Tensor) -> Tensor:
+        """The 0-dimensional initial value for data x, a detached float tensor."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def initialise(self, weight: Tensor) -> None:
+        """Set scale and reference from data. All-zero or non-finite data set 1 and leave it uninitialised."""
+        self._set(self._initial(weight))
+
+    def _initial(self, x: Tensor) -> Tensor:
+        if self.start is not None:
+            return torch.full_like(self.reference, self.start)
+        return self.initial_scale(x.detach()).to(self.reference)
+
+    def _set(self, value: Tensor) -> None:
+        self._initialised = bool(torch.isfinite(value) & (value > 0))
+        self.reference.copy_(value if self._initialised else torch.zeros_like(value))
+        self.scale.copy_(value if self._initialised else torch.ones_like(value))
+
+    @torch.no_grad()
+    def _initialise_in_forward(self, x: Tensor) -> None:
+        if bool(self.reference > 0):  # another module's state was copied in, tensor by tensor
+            self._initialised = True
+            return
+        value = self._initial(x)
+        if self.training and distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(value)
+            value /= distributed.get_world_size()
+        self._set(value)
+
+    def current_scale(self, x: Tensor) -> Tensor:
+        """The scale to quantize x with: positive, finite, differentiable with respect to the parameter."""
+        if not self._initialised:
+            self._initialise_in_forward(x)
+        reference = self.reference if self._initialised else torch.ones_like(self.reference)
+        scale = _Kept.apply(self.scale, reference)
+        if self.training:
+            with torch.no_grad():
+                self.scale.copy_(scale)
+        return scale
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if int(self.width) != self.bits:
+            self.width = torch.full_like(self.width, self.bits)
+            if self.start is None:
+                self.reference = torch.zeros_like(self.reference)
+        self._initialised = bool(self.reference > 0)
 
 
 class QuantConv2d(nn.Conv2d):

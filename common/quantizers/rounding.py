@@ -78,5 +78,41 @@ def round_ste(x: Tensor) -> Tensor:
     return _RoundSTE.apply(x)
 
 
+def widen(x: Tensor) -> Tensor:
+    """x in the type to compute in: float64 stays, everything else is float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _RoundClipped(torch.autograd.Function):
+    """Keeps its input, which the ReLU before it keeps anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.low, ctx.high = low, high
+        return grid.values(grid.codes(widen(x).clamp(low, high))).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        return torch.where((x >= ctx.low) & (x <= ctx.high), grad, 0), None, None, None
+
+
+def round_clipped(x: Tensor, grid: Grid, low: float, high: float) -> Tensor:
+    """Clip to [low, high] and round on ``grid``; gradient 1 on [low, high], 0 outside."""
+    return _RoundClipped.apply(x, grid, low, high)
+
+
+def code_range(bits: int, signed: bool) -> tuple[int, int]:
+    """Lowest and highest integer code: (-2^(k-1), 2^(k-1) - 1) signed, (0, 2^k - 1) unsigned."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def binarize(w: Tensor, magnitude: Tensor) -> Tensor:
+    """magnitude * sign(w), where sign(0) = +1: one bit has no zero level."""
+    return torch.where(w < 0, -magnitude, magnitude)
+
+
 SQRT_HALF = math.sqrt(0.5)
 LOG_TWO_PHI_0 = 0.5 * math.log(2 / math.pi)  # log(2 phi(0)), phi the standard normal density

@@ -1,0 +1,155 @@
+"""APoT, additive powers-of-two quantization (Li et al., ICLR 2020, arXiv 1909.13144).
+
+Levels are sums of powers of two, alpha the learned clipping value. Weights are normalised before they are clipped.
+"""
+
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.quantizers.alignq import standardize
+from common.quantizers.layers import LearnedScale, QuantAct, WeightQuantizer
+from common.quantizers.rounding import widen
+from common.quantizers.scheme import IN_CONV, Method, Scheme
+
+# -log2 of the non-zero addends, one tuple for each summand, by the bits of the unsigned grid. Even widths have the
+# paper's n = bits / 2 summands {0, 2^-i, 2^-(i+n), 2^-(i+2n)}, i < n; odd widths have one summand of a single bit.
+ADDENDS: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: ((0,),),
+    2: ((0, 1, 2),),
+    3: ((1, 2, 4), (3,)),
+    4: ((0, 2, 4), (1, 3, 5)),
+    5: ((1, 3, 6), (2, 4, 7), (5,)),
+    6: ((0, 3, 6), (1, 4, 7), (2, 5, 8)),
+}
+
+
+def apot_levels(bits: int) -> Tensor:
+    """The 2^bits additive powers of two on [0, 1], in ascending order, the largest 1; float64.
+
+    >>> apot_levels(3).tolist()
+    [0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0]
+    """
+    summands = [(0.0, *(2.0**-e for e in exponents)) for exponents in ADDENDS[bits]]
+    sums = sorted(sum(terms) for terms in product(*summands))
+    return torch.tensor(sums, dtype=torch.float64) / sums[-1]
+
+
+def project(v: Tensor, levels: Tensor, thresholds: Tensor, signed: bool) -> Tensor:
+    """The level nearest to v after clipping to [0, 1], or to [-1, 1] on the mirrored levels if ``signed``.
+
+    Args:
+        levels: ascending, from 0 to 1. thresholds: the midpoints between them; a v on one takes the smaller magnitude.
+    """
+    index = torch.bucketize(v.abs() if signed else v, thresholds.to(v.dtype), out_int32=True)
+    nearest = levels.to(v.dtype)[index]
+    if signed:
+        nearest.copysign_(v)
+    return torch.where(v.isnan(), v, nearest)
+
+
+class _APoT(torch.autograd.Function):
+    """Keeps its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, levels: Tensor, thresholds: Tensor, signed: bool) -> Tensor:
+        ctx.save_for_backward(x, alpha, levels, thresholds)
+        ctx.signed = signed
+        return project(widen(x) / alpha, levels, thresholds, signed).mul_(alpha).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x, alpha, levels, thresholds = ctx.saved_tensors
+        v = widen(x) / alpha
+        inside = (v >= (-1 if ctx.signed else 0)) & (v <= 1)
+        projected = project(v, levels, thresholds, ctx.signed)
+        grad_alpha = torch.where(inside, projected - v, projected).mul_(grad).sum().to(alpha.dtype)
+        return torch.where(inside, grad, 0), grad_alpha, None, None, None
+
+
+def apot(x: Tensor, alpha: Tensor, levels: Tensor, thresholds: Tensor, signed: bool) -> Tensor:
+    """alpha * Pi(clip(x / alpha)), with the gradients of the paper's reparameterised clipping function.
+
+    Args:
+        alpha: 0-dimensional, positive; the clipping value. Others as for ``project``.
+    Returns:
+        Levels in x's shape and type. Gradients: to x, 1 where nothing is clipped and 0 elsewhere; to alpha,
+        Pi(x / alpha) - x / alpha there and the clipped end (sign(x), or 0 below 0 if unsigned) elsewhere, summed.
+    """
+    return _APoT.apply(x, alpha, levels, thresholds, signed)
+
+
+class _Normalise(torch.autograd.Function):
+    """The paper's (w - mean) / (std + eps), its eps relative to max |w|. Keeps w; mean and std are differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        ctx.save_for_backward(w)
+        return standardize(w)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        u, inverse_std = standardize(ctx.saved_tensors[0])
+        projection = (grad * u).sum() / max(u.numel() - 1, 1)
+        return (grad - grad.mean()).sub_(u.mul_(projection)).mul_(inverse_std)
+
+
+class _APoTQuantizer(LearnedScale):
+    """``scale`` is alpha, which begins at the value that the authors chose for CIFAR networks."""
+
+    signed: bool
+    levels: Tensor
+    thresholds: Tensor
+
+    def __init__(self, bits: int, start: float) -> None:
+        super().__init__(bits, start)
+        levels = apot_levels(bits - 1 if self.signed else bits)
+        self.register_buffer("levels", levels.float(), persistent=False)
+        self.register_buffer("thresholds", ((levels[1:] + levels[:-1]) / 2).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apot(x, self.current_scale(x), self.levels, self.thresholds, self.signed)
+
+
+class APoTWeight(_APoTQuantizer, WeightQuantizer):
+    """Sign and a grid of k - 1 bits: 2^k - 1 levels. The weights are normalised first."""
+
+    signed = True
+    scale_lr = 0.2  # the authors' 2e-2 for alpha where the network has 0.1
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits, start=3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_Normalise.apply(x))
+
+
+class APoTAct(_APoTQuantizer, QuantAct):
+    """A grid of k bits, for a convolution's input behind a ReLU; alpha learns at the network's own rate."""
+
+    signed = False
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits, start=8.0)
+
+
+def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:
+    return APoTWeight(bits)
+
+
+def _activation(bits: int, scheme: Scheme) -> QuantAct:
+    return APoTAct(bits)
+
+
+METHOD = Method(
+    name="apot",
+    placement=IN_CONV,
+    weight_bits=range(2, 6),
+    act_bits=range(2, 7),
+    weight=_weight,
+    activation=_activation,
+)
