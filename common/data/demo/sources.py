@@ -39,16 +39,16 @@ def _photographs() -> list[np.ndarray]:
     return list(load_sample_images().images)
 
 
-def photograph_crop(rng: np.random.Generator, size: int, held_out: bool) -> np.ndarray:
-    """A random square of a photograph as (size, size, 3) uint8.
+def photograph_crop(rng: np.random.Generator, size: int, held_out: bool, widest: int = _BAND) -> np.ndarray:
+    """A random square of a photograph, between `size` and `widest` pixels wide, as (size, size, 3) uint8.
 
     Each photograph is cut into eight vertical bands; two of them are kept for the test sets (`held_out`).
     """
     photographs = _photographs()
     photograph = photographs[rng.integers(len(photographs))]
     bands = [band for band in range(8) if (band in _HELD_OUT_BANDS) == held_out]
-    side = int(rng.integers(size, max(size, _BAND) + 1))
-    left = bands[rng.integers(len(bands))] * _BAND + int(rng.integers(max(_BAND - side, 0) + 1))
+    side = int(rng.integers(size, widest + 1))
+    left = bands[rng.integers(len(bands))] * _BAND + int(rng.integers(_BAND - side + 1))
     top = int(rng.integers(photograph.shape[0] - side + 1))
     square = Image.fromarray(photograph[top : top + side, left : left + side])
     return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
@@ -63,5 +63,5 @@ def place(ink: np.ndarray, canvas: int, size: int, top: int, left: int) -> np.nd
 
 
 def blend(background: np.ndarray, ink: np.ndarray) -> np.ndarray:
-    """|background - ink|, as MNIST-M was made: (H, W, 3) uint8 from an (H, W, 3) uint8 background and (H, W) ink."""
+    """|background - ink|, as MNIST-M was made: (H, W, 3) uint8 from an (H, W, 3) background in [0, 255] and (H, W) ink."""
     return np.abs(background.astype(np.float32) - 255 * ink[..., None]).round().astype(np.uint8)
