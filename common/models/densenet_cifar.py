@@ -1,4 +1,4 @@
-"""DenseNet-40 for 32 x 32 images: growth 12, no compression (Huang et al., CVPR 2017), for every method and bit-width."""
+"""DenseNet-40 for 32 x 32 images (Huang et al., CVPR 2017): growth 12, no compression, for every method and width."""
 
 import math
 
@@ -34,7 +34,7 @@ class Transition(PreActivationConv):
 
 
 class DenseNetCifar(nn.Module):
-    """Three dense blocks of (depth - 4) / 3 layers. Takes (B, 3, 32, 32), normalised; returns (B, num_classes) logits."""
+    """Three dense blocks of (depth - 4) / 3 layers; (B, 3, 32, 32), normalised, to (B, num_classes) logits."""
 
     def __init__(self, depth: int, growth: int, scheme: Scheme, num_classes: int = 10) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""ResNet-50 v1.5 for domain adaptation (He et al., CVPR 2016; stride on the 3x3 convolution), for every method and width.
+"""ResNet-50 v1.5 (He et al., CVPR 2016; stride on the 3x3 convolution) for domain adaptation, for every method.
 
-DANN (Ganin et al., JMLR 2016) puts a classifier and a discriminator on its 2048 features; DSAN (Zhu et al., TNNLS 2020) a
-256-dimensional bottleneck and a classifier.
+DANN (Ganin et al., JMLR 2016) puts a classifier and a discriminator on its 2048 features; DSAN (Zhu et al., TNNLS 2020)
+a 256-dimensional bottleneck and a classifier.
 """
 
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class Bottleneck(nn.Module):
         self.before_relu1, self.after_relu1 = scheme.before_relu(), scheme.after_relu()
         self.before_relu2, self.after_relu2 = scheme.before_relu(), scheme.after_relu()
         self.before_relu3, self.after_relu3 = scheme.before_relu(), scheme.after_relu()
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if project:
             self.downsample = nn.Sequential(
                 scheme.conv(in_channels, out_channels, 1, stride, bias=False),
@@ -54,14 +54,16 @@ class ResNet50(nn.Module):
         self.conv1 = scheme.conv(3, 64, 7, 2, 3, bias=False, image_input=True)
         self.bn1 = nn.BatchNorm2d(64)
         self.before_relu, self.after_relu = scheme.before_relu(), scheme.after_relu()
-        in_channels = 64
-        for stage, (channels, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), start=1):
-            layer = nn.Sequential()
-            for index in range(blocks):
-                stride = 2 if index == 0 and stage > 1 else 1
-                layer.append(Bottleneck(in_channels, channels, stride, scheme, index == 0, quant_shortcut))
-                in_channels = 4 * channels
-            setattr(self, f"layer{stage}", layer)
+
+        def stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+            first = Bottleneck(in_channels, channels, stride, scheme, True, quant_shortcut)
+            rest = (Bottleneck(4 * channels, channels, 1, scheme, False, quant_shortcut) for _ in range(blocks - 1))
+            return nn.Sequential(first, *rest)
+
+        self.layer1 = stage(64, 64, 3, 1)
+        self.layer2 = stage(256, 128, 4, 2)
+        self.layer3 = stage(512, 256, 6, 2)
+        self.layer4 = stage(1024, 512, 3, 2)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -73,13 +75,12 @@ class ResNet50(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.after_relu(F.relu(self.before_relu(self.bn1(self.conv1(x)))))
         out = F.max_pool2d(out, 3, 2, 1)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            out = layer(out)
+        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         return out.mean((2, 3))
 
 
 class ResNet50DANN(nn.Module):
-    """Takes (B, 3, H, W) and the reversal strength alpha; returns class logits (B, num_classes), domain logits (B, 2)."""
+    """Takes (B, 3, H, W) and the reversal strength alpha; returns class (B, num_classes), domain (B, 2) logits."""
 
     def __init__(self, scheme: Scheme, num_classes: int = 31, quant_shortcut: bool = False) -> None:
         super().__init__()

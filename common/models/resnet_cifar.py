@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """A stem, three stages of ``blocks`` blocks at 16, 32 and 64 channels, global average pooling and a float classifier.
+    """A stem, three stages of ``blocks`` blocks at 16, 32 and 64 channels, average pooling and a float classifier.
 
     Takes (B, 3, 32, 32), normalised; returns (B, num_classes) logits. Depth is 6 blocks + 2.
     """
@@ -55,7 +55,7 @@ class ResNetCifar(nn.Module):
 
     def crp_sites(self) -> dict[str, nn.Module]:
         """The last activation quantizer of each block, by name."""
-        return {f"layers.{index}.before_relu1": block.before_relu1 for index, block in enumerate(self.layers)}
+        return {name: module for name, module in self.named_modules() if name.endswith("before_relu1")}
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.after_relu(F.relu(self.before_relu(self.bn(self.conv0(x)))))

@@ -15,8 +15,8 @@ def _feature_size(img_size: int) -> int:
 class VGG2DANN(nn.Module):
     """Two convolutions, a classifier and a discriminator behind the gradient reversal.
 
-    Takes (B, 3, img_size, img_size), or (B, 1, ...) repeated to three channels, and the reversal strength alpha; returns
-    class logits (B, num_classes) and domain logits (B, 2). Files trained at one img_size do not fit another.
+    Takes (B, 3, img_size, img_size), or one channel repeated to three, and the reversal strength alpha; returns class
+    logits (B, num_classes) and domain logits (B, 2). Files trained at one img_size do not fit another.
 
     Raises:
         UserError: img_size below 16, which leaves no feature map.

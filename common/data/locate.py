@@ -1,0 +1,11 @@
+"""Where data lie: --data_dir, else ./data, else the repository's data/ that all tasks share."""
+
+from pathlib import Path
+
+
+def data_folder(data_dir: str | None, repository: Path, holds: str) -> Path:
+    """The folder to read ``holds`` (a path inside it) from, or to put it into when none has it yet."""
+    if data_dir is not None:
+        return Path(data_dir)
+    candidates = [Path("data"), repository / "data"]
+    return next((folder for folder in candidates if (folder / holds).exists()), candidates[-1])

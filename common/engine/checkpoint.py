@@ -1,0 +1,155 @@
+"""Files of weights: one complete file exists at any time, reading executes nothing, matching is by name and shape."""
+
+import io
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.quantizers.layers import QuantConv2d, Quantizer
+
+STATE_KEYS = ("state_dict_t", "state_dict")
+LEFT_OUT = ("admm", ".opt.", "feature.fc.", "feature_layers.fc.")  # published entries that no network of ours has
+
+
+def save(state: Mapping[str, Any], path: Path) -> None:
+    """Write ``state`` to a temporary file beside ``path``, flush it to disk, and rename it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; ``path`` then still holds what it held.
+    """
+    buffer = io.BytesIO()  # so that a full disk is an OSError and not an error of the archive's writer
+    torch.save(dict(state), buffer)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; nothing in it is executed.
+
+    Raises:
+        UserError: no such file, a truncated or foreign one, or one that holds more than tensors and plain values.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder; expected a checkpoint file such as model_best.pt") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a complete PyTorch checkpoint ({reason}); fetch or train it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; expected a dictionary of weights")
+    return content
+
+
+def weights_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint: under state_dict_t, state_dict, or the file itself; ``module.`` is stripped."""
+    state = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), dict)), content)
+    tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: holds no weights; expected them under {', '.join(STATE_KEYS)} or at the top")
+    return tensors
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file gave a model: names loaded, names the model has beyond it, names of the file left out."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def lines(self, path: Path) -> list[str]:
+        def some(names: tuple[str, ...]) -> str:
+            return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+        lines = [f"loaded {len(self.loaded)} tensors from {path}"]
+        if self.missing:
+            lines.append(f"not in the file, left as initialised: {some(self.missing)}")
+        if self.left_out:
+            lines.append(f"in the file, not used: {some(self.left_out)}")
+        return lines
+
+
+def _learned_state(model: nn.Module) -> set[str]:
+    """Names of the state that belongs to quantizers: meaningful only for the same method and bit-widths."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, Quantizer)
+        for name in module.state_dict()
+    }
+
+
+def load_weights(model: nn.Module, path: Path, scheme: tuple[Any, ...] | None = None) -> tuple[LoadReport, dict]:
+    """Fill ``model`` from a file and initialise the learned scales that the file does not bring.
+
+    Args:
+        scheme: (method, bitW, abitW) of the model; scales are taken over only from a file that says it has the same.
+    Returns:
+        What was loaded, and the file's whole content.
+    Raises:
+        UserError: the file cannot be read, a shape differs, or fewer than half of the model's tensors are in it.
+    """
+    content = read(path)
+    found = weights_of(content, path)
+    if found.get("feature.4.weight", torch.empty(0)).ndim == 4:  # the older float layout of the VGG-2
+        found = {_remap_vgg2(key): value for key, value in found.items()}
+    own = model.state_dict()
+    config = content.get("config") or {}
+    same_scheme = scheme is not None and scheme == tuple(config.get(key) for key in ("method", "bitW", "abitW"))
+    learned = set() if same_scheme else _learned_state(model)
+    usable = {key: value for key, value in found.items() if key in own and key not in learned}
+    for key, value in usable.items():
+        if value.shape != own[key].shape:
+            raise UserError(
+                f"{path}: {key} has shape {tuple(value.shape)}, this network needs {tuple(own[key].shape)}; "
+                "is it a file of another model, image size or number of classes?"
+            )
+    needed = [key for key in own if key not in learned]
+    if 2 * len(usable) < len(needed):
+        raise UserError(
+            f"{path}: only {len(usable)} of the network's {len(needed)} tensors are in it (it has {next(iter(found))}, "
+            f"the network {needed[0]}); expected a file of this model"
+        )
+    model.load_state_dict(usable, strict=False)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantConv2d) and not any(key.startswith(f"{name}.weight_quantizer.") for key in usable):
+            initialise = getattr(module.weight_quantizer, "initialise", None)
+            if initialise is not None:
+                initialise(module.weight.detach())
+    return (
+        LoadReport(
+            tuple(usable),
+            tuple(key for key in needed if key not in usable),
+            tuple(key for key in found if key not in own and not any(part in key for part in LEFT_OUT)),
+        ),
+        content,
+    )
+
+
+def _remap_vgg2(key: str) -> str:
+    for old, new in (("feature.4.", "feature.5."), ("feature.5.", "feature.6.")):
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key

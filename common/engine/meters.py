@@ -1,0 +1,64 @@
+"""Running sums that stay on the device until they are read."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.errors import UserError
+
+
+class Sums:
+    """Sums of named per-batch values, weighted by batch size; reading them is the only host synchronisation.
+
+    ``latest`` and ``mean`` give floats by name.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, count: int, **values: Tensor) -> None:
+        """Means over ``count`` samples, as 0-dimensional tensors."""
+        for name, value in values.items():
+            value = value.detach()
+            self._last[name] = value
+            self._sums[name] = self._sums.get(name, 0) + value * count
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def latest(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._last.items()}
+
+    def mean(self) -> dict[str, float]:
+        return {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+
+
+def precision(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Top-1 and top-5 accuracy in per cent, {"prec1": …, "prec5": …}; with fewer than five classes prec5 counts all."""
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = ranked == labels[:, None]
+    return {"prec1": hits[:, 0].float().mean() * 100, "prec5": hits.any(1).float().mean() * 100}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in float32, also under autocast."""
+    return F.cross_entropy(logits.float(), labels)
+
+
+class FiniteWatch:
+    """Remembers on the device the first step whose loss was not finite, and stops the run when it is asked."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._first = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def see(self, loss: Tensor, step: int) -> None:
+        bad = ~torch.isfinite(loss.detach()) & (self._first < 0)
+        self._first = torch.where(bad, step, self._first)
+
+    def check(self, epoch: int, last_good: str) -> None:
+        """Raises UserError with the epoch, the step and the last good checkpoint if any loss was NaN or infinite."""
+        step = int(self._first)
+        if step >= 0:
+            raise UserError(
+                f"the loss became NaN or infinite at epoch {epoch}, step {step}; {last_good}; try a lower --lr"
+            )

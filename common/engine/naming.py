@@ -1,0 +1,91 @@
+"""How the files of a run are called, and where the file that it starts from is looked for."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.engine import recipes
+from common.engine.tasks import Task
+from common.errors import UserError
+
+PREFIXES = ("", "ours", "others", "apot_lsq")  # of the published folders
+
+
+def width_name(options: argparse.Namespace) -> str:
+    """How a run's files call its bit-widths: "8bit", or "w4a8bit" for mixed ones."""
+    if options.bitW == options.abitW:
+        return f"{options.bitW}bit"
+    return f"w{options.bitW}a{options.abitW}bit"
+
+
+def default_job_dir(options: argparse.Namespace, source_file: str) -> Path:
+    """experiment[/demo]/<method or float>/<folder of the run's own file>, e.g. experiment/ours/res20_4bit."""
+    method = "float" if options.bitW == options.abitW == 32 else options.method
+    suffix = "_source_only" if getattr(options, "src_only_flag", False) else ""
+    own = Path(source_file).parent
+    return runs_root(options) / method / own.with_name(own.name + suffix)
+
+
+def runs_root(options: argparse.Namespace) -> Path:
+    return Path("experiment/demo" if options.demo else "experiment")
+
+
+def file_of(task: Task, options: argparse.Namespace, bits_name: str) -> str:
+    """The published name of a task's file, e.g. res20_32bit/model_best.pt or dslr_webcam/dw_32bit/model_best.pt."""
+    if options.pair is None:
+        return f"{task.stem}_{bits_name}/model_best.pt"
+    source, target = options.pair
+    if task.kind == "digits":
+        return f"{source}_{target}_{bits_name}/model_best.pt"
+    return f"{source}_{target}/{source[0]}{target[0]}_{bits_name}/model_best.pt"
+
+
+def name_files(options: argparse.Namespace, task: Task) -> list[Path]:
+    """Fill in --source_file and --job_dir where not given; returns the default job folders of earlier runs."""
+    if options.source_file is None:
+        options.source_file = file_of(task, options, f"{recipes.pretrained_bits(task.name, options.bits)}bit")
+    if options.job_dir is None:
+        options.job_dir = str(default_job_dir(options, file_of(task, options, width_name(options))))
+    roots = (runs_root(options), task.folder / runs_root(options))
+    return [root / method for root in roots for method in dict.fromkeys((options.method, "float", "ours"))]
+
+
+def source_candidates(options: argparse.Namespace, task: Task, runs: Iterable[Path]) -> list[Path]:
+    """Where the source file of a run is looked for, in order.
+
+    source_dir/source_file, with each published prefix between them, in the working directory and in the task's folder;
+    then the default job folders of earlier ``runs``. In each place also its checkpoint/ folder, as a job_dir has one.
+    """
+    name = Path(options.source_file)
+    here = [Path(options.source_dir), task.folder / options.source_dir]
+    folders = [root / prefix for root in here for prefix in PREFIXES] + list(runs)
+    literal = Path(f"{options.source_dir}{options.source_file}")
+    paths = [path for folder in folders for path in (folder / name, (folder / name).parent / "checkpoint" / name.name)]
+    return list(dict.fromkeys([*paths, literal]))
+
+
+def find_source(options: argparse.Namespace, task: Task, runs: Iterable[Path]) -> Path:
+    """The first of ``source_candidates`` that exists.
+
+    Raises:
+        UserError: none does; says where it looked and the two ways to get one.
+    """
+    runs = list(runs)
+    candidates = source_candidates(options, task, runs)
+    for path in candidates:
+        if path.is_file():
+            return path
+    places = (Path(options.source_dir), task.folder / options.source_dir, *runs)
+    looked = ", ".join(dict.fromkeys(map(str, places)))
+    link = recipes.PRETRAINED_LINKS.get(task.name)
+    bits = recipes.pretrained_bits(task.name, options.bits)
+    demo = " --demo" if options.demo else ""
+    pair = f" --src_data {options.pair[0]} --tgt_data {options.pair[1]}" if options.pair else ""
+    folder = Path(options.source_dir) / Path(options.source_file).parent
+    train = f"python main.py{demo}{pair} --bitW {bits} --abitW {bits} --job_dir {folder}"
+    download = f"download it from {link} into {options.source_dir}/, or " if link else ""
+    raise UserError(
+        f"the source file {options.source_file} was not found; looked under {looked} (in each also ours/, others/, "
+        f"apot_lsq/). Either {download}train it: {train} "
+        "(--pretrained False starts without one)"
+    )

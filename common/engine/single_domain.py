@@ -1,0 +1,241 @@
+"""Training and evaluating a classifier on one domain: CIFAR-10."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common.data import cifar10
+from common.data.demo import cifar10 as demo_cifar10
+from common.data.locate import data_folder
+from common.data.tensors import TensorBatches
+from common.engine import checkpoint, effective_bits
+from common.engine.cli import run_cleanly
+from common.engine.device import choose_device, seed_everything
+from common.engine.job import Job
+from common.engine.meters import FiniteWatch, Sums, cross_entropy, precision
+from common.engine.naming import find_source, name_files
+from common.engine.options import parse
+from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
+from common.engine.tasks import REPOSITORY, Task
+from common.models import build_model
+
+
+def main(task: Task, argv: Sequence[str] | None = None) -> None:
+    """The program of a single-domain task: read the flags, then train or evaluate. Ends the process."""
+    run_cleanly(lambda: run(task, argv))
+
+
+def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """As ``main``, without ending the process; returns what summary.json holds.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    options = parse(task, argv)
+    device, device_note = choose_device(options)
+    options.notes += [device_note] if device_note else []
+    earlier_runs = name_files(options, task)
+    seed_everything(options.seed)
+    model = make_model(options)  # before the data are read: refuses bit-widths that a method does not define
+    job = Job(options, task)
+    try:
+        print("=> Preparing data..", flush=True)
+        data = load_data(options, device)
+        print("=> Building model...", flush=True)
+        load_source(model, options, task, job, earlier_runs)
+        model.to(device)
+        if options.test_only:
+            return test_only(model, data, job)
+        return train(model, data, options, job)
+    finally:
+        job.close()
+
+
+def make_model(options: argparse.Namespace, **task_arguments: Any) -> nn.Module:
+    names = ("method", "bitW", "abitW", "act_range", "levels", "grad_approx", "lam", "lam2")
+    stage = "align" if options.stage == "align" else "plain"
+    return build_model(options.model, **{n: getattr(options, n) for n in names}, stage=stage, **task_arguments)
+
+
+def load_data(options: argparse.Namespace, device: torch.device) -> dict[str, TensorBatches]:
+    """The batches of "train", "test" and, for --select val, "val", which is then held out of the training set."""
+    folder = data_folder(options.data_dir, REPOSITORY, "demo" if options.demo else "cifar10")
+    if options.demo:
+        root = demo_cifar10.write(folder / "demo" / "cifar10")
+    else:
+        root = folder / "cifar10" if (folder / "cifar10").exists() or options.data_dir is None else folder
+    train_set, test_set = cifar10.load(root, download=options.download)
+    sets = {"train": train_set, "test": test_set}
+    if options.select == "val":
+        sets["train"], sets["val"] = train_set.split(options.val_fraction, options.seed)
+    return {
+        split: TensorBatches(
+            image_set=images,
+            batch_size=options.train_batch_size if split == "train" else options.eval_batch_size,
+            mean=cifar10.MEAN,
+            std=cifar10.STD,
+            seed=options.seed,
+            shuffle=split == "train",
+            augment="crop_flip" if split == "train" else None,
+            device=device,
+        )
+        for split, images in sets.items()
+    }
+
+
+def load_source(model: nn.Module, options: argparse.Namespace, task: Task, job: Job, earlier_runs: list) -> None:
+    """Fill the model with the weights that the run starts from, or that --test_only evaluates."""
+    if options.resume is not None and not options.test_only and (job.last.exists() or options.resume):
+        return  # the checkpoint brings everything
+    if options.test_only:
+        if options.resume:
+            path = options.resume
+        elif job.best.exists() and "source_file" not in options.typed:
+            path = job.best
+        else:
+            path = find_source(options, task, earlier_runs)
+    elif options.pretrained and (options.bits != 32 or "source_file" in options.typed):
+        path = find_source(options, task, earlier_runs)
+    else:
+        job.log("training from scratch")
+        return
+    report, content = checkpoint.load_weights(model, path, (options.method, options.bitW, options.abitW))
+    for line in report.lines(path):
+        job.log(line)
+    if (content.get("config") or {}).get("demo") and not options.demo:
+        job.log(f"warning: {path} was trained on demo data")
+
+
+def train(model: nn.Module, data: dict[str, TensorBatches], options: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """Train to the last epoch, saving after each; returns the summary."""
+    groups = parameter_groups(model, options.weight_decay)
+    optimizer = torch.optim.SGD(groups, options.lr, options.momentum)
+    best = {"prec1": -1.0, "prec5": 0.0, "epoch": -1, "test_prec1": 0.0}
+    start = 0
+    if content := job.restore():
+        model.load_state_dict(content["state_dict_t"])
+        optimizer.load_state_dict(content["optimizer_t"])
+        start, best = content["epoch"], content["best"]
+    for epoch in range(start, options.num_epochs):
+        lr = options.lr * learning_rate_factor(
+            epoch, epoch / options.num_epochs, options.lr_decay_steps, options.lr_gamma
+        )
+        set_learning_rate(optimizer, lr)
+        train_means = train_one_epoch(model, data["train"], optimizer, epoch, job)
+        test_means = evaluate(model, data["test"], job, epoch)
+        judged = evaluate(model, data["val"], job, epoch, "val") if "val" in data else test_means
+        is_best = options.select == "last" or judged["prec1"] > best["prec1"]
+        if is_best:
+            best |= {"prec1": judged["prec1"], "epoch": epoch, "test_prec1": test_means["prec1"]}
+        best["prec5"] = max(best["prec5"], judged["prec5"])
+        row = {"lr": lr, "train": train_means, "test": test_means}
+        job.record(epoch, row | ({"val": judged} if "val" in data else {}))
+        state = {
+            "state_dict_t": model.state_dict(),
+            "best_prec1": best["prec1"],
+            "best_prec5": best["prec5"],
+            "optimizer_t": optimizer.state_dict(),
+            "scheduler_t": {"last_epoch": epoch, "lr": lr},
+            "best": best,
+        }
+        job.save(state, epoch, is_best)
+    return finish(model, data, options, job, best)
+
+
+def train_one_epoch(
+    model: nn.Module, batches: TensorBatches, optimizer: torch.optim.Optimizer, epoch: int, job: Job
+) -> dict[str, float]:
+    """One pass over the training set; returns the means of loss, prec1 and prec5.
+
+    Raises:
+        UserError: the loss became NaN or infinite.
+    """
+    model.train()
+    batches.set_epoch(epoch)
+    sums, watch, steps = Sums(), FiniteWatch(batches.device), len(batches)
+    last_good = f"the last good checkpoint is {job.last}" if job.last.exists() else "there is no checkpoint yet"
+    for step, (images, labels) in enumerate(progress(batches, f"epoch {epoch}"), start=1):
+        logits = model(images)
+        loss = cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        watch.see(loss, step)
+        sums.add(len(labels), loss=loss, **precision(logits.detach(), labels))
+        if step % job.options.print_freq == 0 or step == steps:
+            watch.check(epoch, last_good)
+            now, mean = sums.latest(), sums.mean()
+            tags = {"Performance_loss": mean["loss"], "Train-top-1": mean["prec1"], "Train-top-5": mean["prec5"]}
+            job.scalars("train", tags, steps * epoch + step)
+            job.log(
+                f"Epoch[{epoch}]({step}/{steps}): \n"
+                f"Train_loss: {now['loss']:.4f} ({mean['loss']:.4f})\n"
+                f"Prec@1 {now['prec1']:.3f} ({mean['prec1']:.3f}), Prec@5 {now['prec5']:.3f} ({mean['prec5']:.3f})\n"
+            )
+    return sums.mean()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: TensorBatches, job: Job, epoch: int, split: str = "test") -> dict[str, float]:
+    """Means of loss, prec1 and prec5 over a set; the model is in evaluation mode meanwhile."""
+    model.eval()
+    sums = Sums()
+    for images, labels in batches:
+        logits = model(images)
+        sums.add(len(labels), loss=cross_entropy(logits, labels), **precision(logits, labels))
+    mean = sums.mean()
+    name = split.capitalize()
+    tags = {f"{name}_loss": mean["loss"], f"{name}-top-1": mean["prec1"], f"{name}-top-5": mean["prec5"]}
+    job.scalars("test", tags, epoch + 1)
+    label = "" if split == "test" else f" [{split}]"
+    job.log(f"Prec@1 {mean['prec1']:.3f} Prec@5 {mean['prec5']:.3f}{label}\n" + "=" * 47 + "\n")
+    return mean
+
+
+def finish(
+    model: nn.Module, data: dict[str, TensorBatches], options: argparse.Namespace, job: Job, best: dict
+) -> dict[str, Any]:
+    """Log and record the result: best and last epoch, by which rule, and the levels of every layer."""
+    images: Tensor = next(iter(data["test"]))[0][:32]
+    levels = effective_bits.measure(model, images)
+    for line in effective_bits.summary_lines(levels) if options.bits != 32 else []:
+        job.log(line)
+    last = job.history()[-1]["test"]
+    demo = "demo " if options.demo else ""
+    job.log(f"Best @prec1: {best['prec1']:.3f} @prec5: {best['prec5']:.3f}")
+    job.log(
+        f"{demo}test top-1: {best['test_prec1']:.3f} at epoch {best['epoch']} (selected by {options.select}), "
+        f"{last['prec1']:.3f} at the last epoch"
+    )
+    summary = {
+        "task": job.task.name,
+        "model": options.model,
+        "method": options.method,
+        "bitW": options.bitW,
+        "abitW": options.abitW,
+        "seed": options.seed,
+        "demo": options.demo,
+        "selected_by": options.select,
+        "best": {"epoch": best["epoch"], "test_prec1": best["test_prec1"]},
+        "last": {"epoch": options.num_epochs - 1, "test_prec1": last["prec1"]},
+        "layers": [entry.row() for entry in levels],
+    }
+    job.write_json("summary.json", summary)
+    return summary
+
+
+def test_only(model: nn.Module, data: dict[str, TensorBatches], job: Job) -> dict[str, Any]:
+    """Evaluate once on the test set."""
+    mean = evaluate(model, data["test"], job, 0)
+    job.log(f"{'demo ' if job.options.demo else ''}test top-1: {mean['prec1']:.3f} top-5: {mean['prec5']:.3f}")
+    return {"test": mean}
+
+
+def progress(batches: Any, label: str) -> Any:
+    """A progress bar on a terminal, the bare iterable otherwise."""
+    return tqdm(batches, label, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)

@@ -1,0 +1,14 @@
+"""DenseNet-40 on CIFAR-10, in float or quantized by any method; `python main.py --help` lists the flags."""
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parents[1]))
+
+from common.engine.single_domain import main  # noqa: E402
+from common.engine.tasks import Task  # noqa: E402
+
+if __name__ == "__main__":
+    defaults = {"bitW": 4, "lr_decay_steps": [80, 120]}
+    main(Task("densenet40", "single", FOLDER, model="densenet_40_quant", stem="dense", defaults=defaults))

@@ -1,0 +1,14 @@
+"""ResNet-20 on CIFAR-10, in float or quantized by any method; `python main.py --help` lists the flags."""
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parents[1]))
+
+from common.engine.single_domain import main  # noqa: E402
+from common.engine.tasks import Task  # noqa: E402
+
+if __name__ == "__main__":
+    defaults = {"bitW": 2, "lr_decay_steps": [80, 150]}
+    main(Task("resnet20", "single", FOLDER, model="resnet20_quant", stem="res20", defaults=defaults))
