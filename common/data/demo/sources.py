@@ -63,5 +63,5 @@ def place(ink: np.ndarray, canvas: int, size: int, top: int, left: int) -> np.nd
 
 
 def blend(background: np.ndarray, ink: np.ndarray) -> np.ndarray:
-    """|background - ink|, as MNIST-M was made: (H, W, 3) uint8 of an (H, W, 3) background to 255 and (H, W) ink to 1."""
+    """|background - ink|, as MNIST-M was made, of an (H, W, 3) background up to 255 and (H, W) ink up to 1: uint8."""
     return np.abs(background.astype(np.float32) - 255 * ink[..., None]).round().astype(np.uint8)
