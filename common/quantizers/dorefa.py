@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.quantizers.layers import QuantAct, WeightQuantizer
-from common.quantizers.rounding import Grid, binarize, exact_grid, round_clipped, unit_grid
+from common.quantizers.rounding import Grid, binarize, exact_grid, round_clipped
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 
 
@@ -65,12 +65,8 @@ class DoReFaWeight(WeightQuantizer):
 class DoReFaAct(QuantAct):
     """q_k(clip(x, 0, 1)) (equation 11); gradient 1 on [0, 1], 0 outside."""
 
-    def __init__(self, bits: int) -> None:
-        super().__init__(bits)
-        self.grid = unit_grid(bits)
-
     def forward(self, x: Tensor) -> Tensor:
-        return round_clipped(x, self.grid, 0.0, 1.0)
+        return round_clipped(x, self.bits, 1.0)
 
 
 def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:

@@ -87,21 +87,22 @@ class _RoundClipped(torch.autograd.Function):
     """Keeps its input, which the ReLU before it keeps anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid, low: float, high: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bits: int, high: float) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.low, ctx.high = low, high
-        return grid.values(grid.codes(widen(x).clamp(low, high))).to(x.dtype)
+        ctx.high = high
+        scale = unit_grid(bits, high).scale
+        return widen(x).clamp(0, high).mul_(scale).round_().div_(scale).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return torch.where((x >= ctx.low) & (x <= ctx.high), grad, 0), None, None, None
+        return torch.where((x >= 0) & (x <= ctx.high), grad, 0), None, None
 
 
-def round_clipped(x: Tensor, grid: Grid, low: float, high: float) -> Tensor:
-    """Clip to [low, high] and round on ``grid``; gradient 1 on [low, high], 0 outside."""
-    return _RoundClipped.apply(x, grid, low, high)
+def round_clipped(x: Tensor, bits: int, high: float) -> Tensor:
+    """Clip to [0, high] and round on ``unit_grid(bits, high)``; gradient 1 on [0, high], 0 outside."""
+    return _RoundClipped.apply(x, bits, high)
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.quantizers.layers import QuantAct, WeightQuantizer
-from common.quantizers.rounding import Grid, exact_grid, round_clipped, unit_grid
+from common.quantizers.rounding import Grid, exact_grid, round_clipped
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 
 
@@ -45,10 +45,9 @@ class UniformAct(QuantAct):
     def __init__(self, bits: int, act_range: float) -> None:
         super().__init__(bits)
         self.act_range = act_range
-        self.grid = unit_grid(bits, act_range)
 
     def forward(self, x: Tensor) -> Tensor:
-        return round_clipped(x, self.grid, 0.0, self.act_range)
+        return round_clipped(x, self.bits, self.act_range)
 
 
 def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:

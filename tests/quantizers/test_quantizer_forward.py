@@ -1,0 +1,91 @@
+"""Every method computes its paper's formula, to the last level."""
+
+import pytest
+import scalar_references as reference
+import torch
+
+from common.quantizers import METHODS, make_scheme
+from common.quantizers.apot import apot_levels, project
+from common.quantizers.layers import LearnedScale
+
+WEIGHT_CASES = [(name, bits) for name, method in METHODS.items() for bits in method.weight_bits]
+ACT_CASES = [(name, bits) for name, method in METHODS.items() for bits in method.act_bits]
+
+
+def off_centre(quantizer, x):
+    """The quantizer in float64, its learned scale at 0.7 of the initial value, so that ends clip; and that scale."""
+    quantizer = quantizer.double()
+    if not isinstance(quantizer, LearnedScale):
+        return quantizer, None
+    quantizer.initialise(x)
+    with torch.no_grad():
+        quantizer.scale *= 0.7
+    return quantizer, quantizer.scale.item()
+
+
+def test_every_registered_method_has_a_scalar_reference():
+    assert set(reference.WEIGHTS) == set(METHODS)
+    assert set(reference.ACTIVATIONS) == set(METHODS)
+
+
+@pytest.mark.parametrize(("name", "bits"), WEIGHT_CASES)
+def test_weights_follow_the_papers_formula(name, bits):
+    w = torch.randn(6, 5, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(bits)) * 0.3 + 0.05
+    quantizer, scale = off_centre(METHODS[name].weight(bits, make_scheme(name)), w)
+    expected = reference.WEIGHTS[name](w.flatten(1).tolist(), bits, scale)
+    torch.testing.assert_close(quantizer(w).flatten(1), torch.tensor(expected).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "bits"), ACT_CASES)
+def test_activations_follow_the_papers_formula(name, bits):
+    x = torch.randn(4, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(bits)) * 1.5
+    quantizer, scale = off_centre(METHODS[name].activation(bits, make_scheme(name)), x.relu())
+    if name == "apot":  # its clipping value begins at 8, beyond these data
+        x = 5 * x
+    expected = reference.ACTIVATIONS[name](x.flatten().tolist(), bits, scale)
+    torch.testing.assert_close(quantizer(x).flatten(), torch.tensor(expected).double(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("bits", METHODS["lsq"].weight_bits)
+def test_scales_begin_at_the_papers_values(bits):
+    w = torch.randn(8, 3, 3, 3, dtype=torch.float64)
+    x = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    mean, peak = w.abs().mean().item(), w.abs().max().item()
+    begin = {
+        "lsq": (2 * mean / (2 ** (bits - 1) - 1) ** 0.5, 2 * x.mean().item() / (2**bits - 1) ** 0.5),
+        "llsq": (peak / 2 ** (bits - 1), x.max().item() / (2**bits if bits >= 4 else 2 * (2**bits - 1))),
+    }
+    for name, (for_weights, for_activations) in begin.items():
+        for make, data, expected in (
+            (METHODS[name].weight, w, for_weights),
+            (METHODS[name].activation, x, for_activations),
+        ):
+            quantizer = make(bits, make_scheme(name)).double()
+            quantizer(data)
+            assert quantizer.scale.item() == pytest.approx(expected, rel=1e-6)
+            assert quantizer.reference.item() == quantizer.scale.item()
+
+
+def test_apot_begins_at_its_authors_clipping_values():
+    scheme = make_scheme("apot", bitW=3, abitW=3)
+    conv = scheme.conv(2, 2, 1)
+    conv(torch.rand(1, 2, 2, 2))
+    assert conv.weight_quantizer.scale.item() == 3.0
+    assert conv.input_quantizer.scale.item() == 8.0
+
+
+def test_apot_takes_the_smaller_magnitude_on_a_tie():
+    levels = apot_levels(2)  # 0, 1/4, 1/2, 1
+    thresholds = (levels[1:] + levels[:-1]) / 2
+    at = project(torch.cat([thresholds, -thresholds]), levels, thresholds, signed=True)
+    assert at.tolist() == [0.0, 0.25, 0.5, -0.0, -0.25, -0.5]
+
+
+def test_one_bit_weights_have_no_zero():
+    w = torch.tensor([[0.0, -0.0], [1.0, -3.0]])
+    for name in ("dorefa", "bwn"):
+        assert METHODS[name].weight(1, make_scheme(name))(w).tolist() == [[1.0, 1.0], [1.0, -1.0]]
+    assert METHODS["bwnf"].weight(1, make_scheme("bwnf"))(w + torch.tensor([[0.0, 2.0], [0, 0]])).tolist() == [
+        [1.0, 1.0],
+        [2.0, -2.0],
+    ]

@@ -1,0 +1,47 @@
+"""What holds for any tensor: order is kept, ranges are kept, and "ours" sees no scale or shift of its weights."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.quantizers import METHODS, make_scheme
+from common.quantizers.alignq import align_weight
+
+WIDTHS = st.integers(2, 5)
+NUMBERS = st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=30)
+brief = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def ordered(levels):
+    return (levels.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@brief
+@given(bits=WIDTHS, numbers=NUMBERS)
+def test_a_larger_weight_or_activation_never_gets_a_smaller_level(name, bits, numbers):
+    scheme = make_scheme(name)
+    x = torch.tensor(sorted(numbers))
+    assert ordered(METHODS[name].weight(bits, scheme)(x.reshape(1, -1)).flatten())
+    assert ordered(METHODS[name].activation(bits, scheme)(x))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@brief
+@given(bits=WIDTHS, numbers=NUMBERS)
+def test_activation_levels_stay_in_the_methods_range(name, bits, numbers):
+    quantizer = METHODS[name].activation(bits, make_scheme(name))
+    levels = quantizer(torch.tensor(numbers))
+    low, high = {"ours": (-2, 2), "uniform": (0, 2), "apot": (0, 8)}.get(name, (0, 1))
+    if name in ("lsq", "llsq"):
+        high = quantizer.scale.item() * quantizer.high
+    assert levels.min() >= low * (1 + 1e-6)
+    assert levels.max() <= high * (1 + 1e-6)
+
+
+@brief
+@given(scale=st.floats(1e-20, 1e20), shift=st.floats(-3, 3))
+def test_ours_is_blind_to_scale_and_shift_of_the_weights(scale, shift):
+    w = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(align_weight(scale * (w + shift), None), align_weight(w, None))
