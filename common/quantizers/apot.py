@@ -37,35 +37,41 @@ def apot_levels(bits: int) -> Tensor:
     return torch.tensor(sums, dtype=torch.float64) / sums[-1]
 
 
-def project(v: Tensor, levels: Tensor, thresholds: Tensor, signed: bool) -> Tensor:
-    """The level nearest to v after clipping to [0, 1], or to [-1, 1] on the mirrored levels if ``signed``.
+def nearest_codes(v: Tensor, thresholds: Tensor, signed: bool) -> Tensor:
+    """Codes (uint8) of the levels nearest to v, or to |v| if ``signed``; what lies beyond an end gets the end.
 
     Args:
-        levels: ascending, from 0 to 1. thresholds: the midpoints between them; a v on one takes the smaller magnitude.
+        thresholds: the midpoints between the levels; a v on one takes the smaller magnitude.
     """
-    index = torch.bucketize(v.abs() if signed else v, thresholds.to(v.dtype), out_int32=True)
-    nearest = levels.to(v.dtype)[index]
+    return torch.bucketize(v.abs() if signed else v, thresholds.to(v.dtype), out_int32=True).to(torch.uint8)
+
+
+def _projected(v: Tensor, codes: Tensor, levels: Tensor, signed: bool) -> Tensor:
+    """The levels of ``codes`` with the signs of v; a NaN stays one."""
+    nearest = levels.to(v.dtype).index_select(0, codes.flatten().int()).view_as(v)
     if signed:
         nearest.copysign_(v)
     return torch.where(v.isnan(), v, nearest)
 
 
 class _APoT(torch.autograd.Function):
-    """Keeps its input."""
+    """Keeps its input, and the codes in a byte each, for searching them is what takes the time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, levels: Tensor, thresholds: Tensor, signed: bool) -> Tensor:
-        ctx.save_for_backward(x, alpha, levels, thresholds)
+        v = widen(x) / alpha
+        codes = nearest_codes(v, thresholds, signed)
+        ctx.save_for_backward(x, alpha, codes, levels)
         ctx.signed = signed
-        return project(widen(x) / alpha, levels, thresholds, signed).mul_(alpha).to(x.dtype)
+        return _projected(v, codes, levels, signed).mul_(alpha).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, alpha, levels, thresholds = ctx.saved_tensors
+        x, alpha, codes, levels = ctx.saved_tensors
         v = widen(x) / alpha
         inside = (v >= (-1 if ctx.signed else 0)) & (v <= 1)
-        projected = project(v, levels, thresholds, ctx.signed)
+        projected = _projected(v, codes, levels, ctx.signed)
         grad_alpha = torch.where(inside, projected - v, projected).mul_(grad).sum().to(alpha.dtype)
         return torch.where(inside, grad, 0), grad_alpha, None, None, None
 
@@ -74,7 +80,9 @@ def apot(x: Tensor, alpha: Tensor, levels: Tensor, thresholds: Tensor, signed: b
     """alpha * Pi(clip(x / alpha)), with the gradients of the paper's reparameterised clipping function.
 
     Args:
-        alpha: 0-dimensional, positive; the clipping value. Others as for ``project``.
+        alpha: 0-dimensional, positive; the clipping value.
+        levels: ascending, from 0 to 1. thresholds: the midpoints between them.
+        signed: clip to [-1, 1] and use the levels with both signs, instead of to [0, 1].
     Returns:
         Levels in x's shape and type. Gradients: to x, 1 where nothing is clipped and 0 elsewhere; to alpha,
         Pi(x / alpha) - x / alpha there and the clipped end (sign(x), or 0 below 0 if unsigned) elsewhere, summed.

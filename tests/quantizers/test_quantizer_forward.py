@@ -1,12 +1,13 @@
 """Every method computes its paper's formula, to the last level."""
 
 import pytest
-import scalar_references as reference
 import torch
 
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.apot import apot_levels, project
+from common.quantizers.apot import apot, apot_levels
 from common.quantizers.layers import LearnedScale
+
+from . import scalar_references as reference
 
 WEIGHT_CASES = [(name, bits) for name, method in METHODS.items() for bits in method.weight_bits]
 ACT_CASES = [(name, bits) for name, method in METHODS.items() for bits in method.act_bits]
@@ -77,7 +78,7 @@ def test_apot_begins_at_its_authors_clipping_values():
 def test_apot_takes_the_smaller_magnitude_on_a_tie():
     levels = apot_levels(2)  # 0, 1/4, 1/2, 1
     thresholds = (levels[1:] + levels[:-1]) / 2
-    at = project(torch.cat([thresholds, -thresholds]), levels, thresholds, signed=True)
+    at = apot(torch.cat([thresholds, -thresholds]), torch.tensor(1.0), levels, thresholds, signed=True)
     assert at.tolist() == [0.0, 0.25, 0.5, -0.0, -0.25, -0.5]
 
 

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
-from scalar_references import apot_grid, code_range, mean, nearest, phi_cdf, standardised
 
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.alignq import align_activation, align_weight
 from common.quantizers.bwn import binary_weight
 from common.quantizers.layers import LearnedScale
 from common.quantizers.rounding import exact_grid, sigmoid_slope
+
+from .scalar_references import apot_grid, code_range, mean, nearest, phi_cdf, standardised
 
 LAM, LAM2 = 1.3, 3.0
 BITS = [1, 2, 3, 4, 8]
