@@ -15,10 +15,10 @@ TRAIN_IMAGES, TEST_IMAGES = 2000, 2000
 SIZE = 32
 _DIM = 0.6  # the photographs' brightness: at 1, grey places hide a digit and a network learns little in 15 epochs
 
-ABOUT = """\
+ABOUT = f"""\
 DEMO DATA, version 1. This is not CIFAR-10.
-2,000 training and 2,000 test images of ten classes in the files of CIFAR-10, made by this program: handwritten digits
-of scikit-learn at a random place and size of a dimmed photograph that comes with scikit-learn, |photograph - digit|.
+{TRAIN_IMAGES:,} training and {TEST_IMAGES:,} test images of ten classes in the files of CIFAR-10, made by this program:
+handwritten digits of scikit-learn at a random place and size of a dimmed photograph of its own, |photograph - digit|.
 The test images show other digits and other parts of the photographs. No accuracy on them compares with CIFAR-10.
 """
 

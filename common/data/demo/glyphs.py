@@ -59,7 +59,7 @@ def _numeral(font: str, digit: int, height: float, centre: np.ndarray, angle: fl
     across, down = (centre * _SCALE).tolist()
     letters = _font(font, round(height * _SCALE / 0.73))  # a DejaVu numeral is 0.73 em high
     ImageDraw.Draw(canvas).text((across, down), str(digit), fill=255, font=letters, anchor="mm")
-    canvas = canvas.rotate(angle, Image.Resampling.BICUBIC, center=(across, down))
+    canvas = canvas.rotate(angle, Image.Resampling.BILINEAR, center=(across, down))
     return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float64) / 255
 
 
