@@ -164,7 +164,7 @@ def find_class_folder(root: Path | str, domain: str) -> Path:
 
 def wrong_level(root: Path, domain: str) -> str | None:
     """What to say where a folder above `root`, or one just below, holds the domain; None if there is no such folder."""
-    for path in root.absolute().parents[:2]:
+    for path in Path(os.path.abspath(root)).parents[:2]:
         if _subfolders(path / domain):
             return f"no domain {domain} in {root}, but one in a folder above: give --data_dir {path}"
     for name in _subfolders(root):

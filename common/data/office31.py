@@ -42,9 +42,10 @@ def load(data_dir: Path | str, domain: str, allow_partial: bool = False) -> Imag
             if domain in IMAGE_COUNTS and not (allow_partial or images.demo):
                 _check_complete(images)
             return images
-    hint = next(filter(None, (wrong_level(root, domain) for root in reversed(places))), None)
-    if hint:
-        raise UserError(hint)
+    for root, below in ((data_dir, domain), (data_dir, f"{FOLDER}/{domain}"), (data_dir / FOLDER, domain)):
+        hint = wrong_level(root, below)
+        if hint:
+            raise UserError(hint)
     if domain not in IMAGE_COUNTS:
         return read_domain(data_dir, domain)  # which says what is there instead
     raise UserError(

@@ -27,7 +27,7 @@ front of photographs through a poor camera (webcam). No accuracy on them compare
 
 _SIGNS = dict(zip(CLASSES, "♜☸☁▤⚱▦♿☀▣⛃☊⌨⏏✉⚡⬒☾☕✍✒☎♨☢⚒⌘∥✂♫⚓✇♻", strict=True))
 _LOOKS = ("amazon", "dslr", "webcam")
-_DRAWN = 4 * SIZE  # signs are drawn this large and reduced, for smooth edges
+_DRAWN = 2 * SIZE  # signs are drawn this large and reduced, for smooth edges
 
 
 def write(root: Path | str) -> Path:
