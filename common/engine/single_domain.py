@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.data import cifar10
+from common.data.corruptions import STRENGTHS, corrupt
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.locate import data_folder
-from common.data.tensors import TensorBatches
+from common.data.tensors import ImageSet, TensorBatches
 from common.engine import checkpoint, effective_bits
 from common.engine.cli import run_cleanly
 from common.engine.device import choose_device, seed_everything
@@ -73,25 +74,27 @@ def load_data(options: argparse.Namespace, device: torch.device) -> dict[str, Te
     sets = {"train": train_set, "test": test_set}
     if options.select == "val":
         sets["train"], sets["val"] = train_set.split(options.val_fraction, options.seed)
-    return {
-        split: TensorBatches(
-            image_set=images,
-            batch_size=options.train_batch_size if split == "train" else options.eval_batch_size,
-            mean=cifar10.MEAN,
-            std=cifar10.STD,
-            seed=options.seed,
-            shuffle=split == "train",
-            augment="crop_flip" if split == "train" else None,
-            device=device,
-        )
-        for split, images in sets.items()
-    }
+    return {split: make_batches(images, split, options, device) for split, images in sets.items()}
 
 
-def load_source(model: nn.Module, options: argparse.Namespace, task: Task, job: Job, earlier_runs: list) -> None:
-    """Fill the model with the weights that the run starts from, or that --test_only evaluates."""
+def make_batches(images: ImageSet, split: str, options: argparse.Namespace, device: torch.device) -> TensorBatches:
+    train = split == "train"
+    return TensorBatches(
+        image_set=images,
+        batch_size=options.train_batch_size if train else options.eval_batch_size,
+        mean=cifar10.MEAN,
+        std=cifar10.STD,
+        seed=options.seed,
+        shuffle=train,
+        augment="crop_flip" if train else None,
+        device=device,
+    )
+
+
+def load_source(model: nn.Module, options: argparse.Namespace, task: Task, job: Job, earlier_runs: list) -> bool:
+    """Fill the model with the weights that the run starts from, or that --test_only evaluates; False: there are none."""
     if options.resume is not None and not options.test_only and (job.last.exists() or options.resume):
-        return  # the checkpoint brings everything
+        return True  # the checkpoint brings everything
     if options.test_only:
         if options.resume:
             path = options.resume
@@ -159,7 +162,7 @@ def train_one_epoch(
     batches.set_epoch(epoch)
     sums, watch, steps = Sums(), FiniteWatch(batches.device), len(batches)
     last_good = f"the last good checkpoint is {job.last}" if job.last.exists() else "there is no checkpoint yet"
-    for step, (images, labels) in enumerate(progress(batches, f"epoch {epoch}"), start=1):
+    for step, (images, labels) in enumerate(progress_bar(batches, f"epoch {epoch}", steps), start=1):
         logits = model(images)
         loss = cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
@@ -180,21 +183,38 @@ def train_one_epoch(
     return sums.mean()
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, batches: TensorBatches, job: Job, epoch: int, split: str = "test") -> dict[str, float]:
-    """Means of loss, prec1 and prec5 over a set; the model is in evaluation mode meanwhile."""
-    model.eval()
-    sums = Sums()
-    for images, labels in batches:
-        logits = model(images)
-        sums.add(len(labels), loss=cross_entropy(logits, labels), **precision(logits, labels))
-    mean = sums.mean()
+    """Means of loss, prec1 and prec5 over a set, logged; the model is in evaluation mode meanwhile."""
+    mean = means_over(model, batches)
     name = split.capitalize()
     tags = {f"{name}_loss": mean["loss"], f"{name}-top-1": mean["prec1"], f"{name}-top-5": mean["prec5"]}
     job.scalars("test", tags, epoch + 1)
     label = "" if split == "test" else f" [{split}]"
     job.log(f"Prec@1 {mean['prec1']:.3f} Prec@5 {mean['prec5']:.3f}{label}\n" + "=" * 47 + "\n")
     return mean
+
+
+@torch.no_grad()
+def means_over(model: nn.Module, batches: TensorBatches) -> dict[str, float]:
+    model.eval()
+    sums = Sums()
+    for images, labels in batches:
+        logits = model(images)
+        sums.add(len(labels), loss=cross_entropy(logits, labels), **precision(logits, labels))
+    return sums.mean()
+
+
+def evaluate_shifted(model: nn.Module, test: TensorBatches, job: Job) -> dict[str, Any]:
+    """Top-1 on the corrupted test images: {corruption: [at each of its strengths], "mean": over all of them}."""
+    top1: dict[str, list[float]] = {}
+    for kind, strengths in STRENGTHS.items():
+        levels = range(1, len(strengths) + 1)
+        sets = (make_batches(corrupt(test.image_set, kind, n), "test", job.options, test.device) for n in levels)
+        top1[kind] = [means_over(model, batches)["prec1"] for batches in sets]
+        values = ", ".join(f"{value:.3f}" for value in top1[kind])
+        job.log(f"{'demo ' if job.options.demo else ''}test top-1 under {kind} {strengths}: {values}")
+    every = [value for values in top1.values() for value in values]
+    return {**top1, "mean": sum(every) / len(every)}
 
 
 def finish(
@@ -225,17 +245,24 @@ def finish(
         "last": {"epoch": options.num_epochs - 1, "test_prec1": last["prec1"]},
         "layers": [entry.row() for entry in levels],
     }
+    if options.shift:  # of the best epoch's network
+        model.load_state_dict(checkpoint.read(job.best)["state_dict_t"])
+        summary["shift"] = evaluate_shifted(model, data["test"], job)
     job.write_json("summary.json", summary)
     return summary
 
 
 def test_only(model: nn.Module, data: dict[str, TensorBatches], job: Job) -> dict[str, Any]:
-    """Evaluate once on the test set."""
+    """Evaluate once on the test set, and with --shift on its corruptions; writes test.json."""
     mean = evaluate(model, data["test"], job, 0)
     job.log(f"{'demo ' if job.options.demo else ''}test top-1: {mean['prec1']:.3f} top-5: {mean['prec5']:.3f}")
-    return {"test": mean}
+    result: dict[str, Any] = {"test": mean}
+    if job.options.shift:
+        result["shift"] = evaluate_shifted(model, data["test"], job)
+    job.write_json("test.json", result)
+    return result
 
 
-def progress(batches: Any, label: str) -> Any:
+def progress_bar(batches: Any, label: str, steps: int) -> Any:
     """A progress bar on a terminal, the bare iterable otherwise."""
-    return tqdm(batches, label, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)
+    return tqdm(batches, label, steps, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)
