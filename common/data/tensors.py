@@ -80,7 +80,7 @@ class TensorBatches:
     """Batches of an `ImageSet` that lives on `device` as bytes.
 
     Iterating yields (images, labels): (B, C, H, W) float32, (pixel / 255 - mean) / std, and (B,) int64. The order of
-    the samples and the augmentation are a pure function of (seed, epoch, domain), the same on every device; they
+    the samples and the augmentation are a pure function of (seed, epoch, cycle, domain), the same on every device; they
     neither read nor advance the global random state.
 
     Args:
@@ -131,15 +131,19 @@ class TensorBatches:
         self.augment = augment
         self.drop_last = drop_last
         self.device = torch.device(device)
-        self.epoch = 0
+        self.epoch, self.cycle = 0, 0
         self._images = image_set.images.to(self.device)
         self._labels = image_set.labels.to(self.device)
         self._mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device).reshape(-1, 1, 1)
         self._std = torch.as_tensor(std, dtype=torch.float32, device=self.device).reshape(-1, 1, 1)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of the next iteration."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, cycle: int = 0) -> None:
+        """Choose the order and the augmentation of the next iteration.
+
+        Args:
+            cycle: which pass over the set within the epoch, for one that is shorter than its partner.
+        """
+        self.epoch, self.cycle = epoch, cycle
 
     def __len__(self) -> int:
         if self.drop_last:
@@ -148,7 +152,7 @@ class TensorBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count = len(self.image_set)
-        generator = _generator("batches", self.seed, self.epoch, self.domain)
+        generator = _generator("batches", self.seed, self.epoch, self.cycle, self.domain)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         # one row per position: where the crop starts (down, across), and whether it is mirrored
         crops = torch.randint(2 * _PADDING + 1, (count, 2), generator=generator).to(self.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.quantizers.layers import QuantConv2d, Quantizer
+from common.quantizers.layers import QuantConv2d, Quantizer, WeightQuantizer
 
 STATE_KEYS = ("state_dict_t", "state_dict")
 LEFT_OUT = ("admm", ".opt.", "feature.fc.", "feature_layers.fc.")  # published entries that no network of ours has
@@ -92,7 +92,7 @@ class LoadReport:
 
 
 def _learned_state(model: nn.Module) -> set[str]:
-    """Names of the state that belongs to quantizers: meaningful only for the same method and bit-widths."""
+    """Names of the state that belongs to quantizers: meaningful for the same method alone."""
     return {
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
@@ -101,11 +101,12 @@ def _learned_state(model: nn.Module) -> set[str]:
     }
 
 
-def load_weights(model: nn.Module, path: Path, scheme: tuple[Any, ...] | None = None) -> tuple[LoadReport, dict]:
+def load_weights(model: nn.Module, path: Path, method: str | None = None) -> tuple[LoadReport, dict]:
     """Fill ``model`` from a file and initialise the learned scales that the file does not bring.
 
     Args:
-        scheme: (method, bitW, abitW) of the model; scales are taken over only from a file that says it has the same.
+        method: of the model; learned scales are taken over only from a file that says it has the same. Those that
+            depend on the bit-width start anew at another one.
     Returns:
         What was loaded, and the file's whole content.
     Raises:
@@ -116,9 +117,8 @@ def load_weights(model: nn.Module, path: Path, scheme: tuple[Any, ...] | None = 
     if found.get("feature.4.weight", torch.empty(0)).ndim == 4:  # the older float layout of the VGG-2
         found = {_remap_vgg2(key): value for key, value in found.items()}
     own = model.state_dict()
-    config = content.get("config") or {}
-    same_scheme = scheme is not None and scheme == tuple(config.get(key) for key in ("method", "bitW", "abitW"))
-    learned = set() if same_scheme else _learned_state(model)
+    same_method = method is not None and method == (content.get("config") or {}).get("method")
+    learned = set() if same_method else _learned_state(model)
     usable = {key: value for key, value in found.items() if key in own and key not in learned}
     for key, value in usable.items():
         if value.shape != own[key].shape:
@@ -133,11 +133,11 @@ def load_weights(model: nn.Module, path: Path, scheme: tuple[Any, ...] | None = 
             f"the network {needed[0]}); expected a file of this model"
         )
     model.load_state_dict(usable, strict=False)
-    for name, module in model.named_modules():
-        if isinstance(module, QuantConv2d) and not any(key.startswith(f"{name}.weight_quantizer.") for key in usable):
-            initialise = getattr(module.weight_quantizer, "initialise", None)
-            if initialise is not None:
-                initialise(module.weight.detach())
+    for module in model.modules():
+        if isinstance(module, QuantConv2d):
+            quantizer = module.weight_quantizer
+            if isinstance(quantizer, WeightQuantizer) and not quantizer.initialised:
+                quantizer.initialise(module.weight.detach())
     return (
         LoadReport(
             tuple(usable),

@@ -76,7 +76,7 @@ def find_source(options: argparse.Namespace, task: Task, runs: Iterable[Path]) -
         if path.is_file():
             return path
     places = (Path(options.source_dir), task.folder / options.source_dir, *runs)
-    looked = ", ".join(dict.fromkeys(map(str, places)))
+    looked = ", ".join(map(str, {place.resolve(): place for place in reversed(places)}.values()))
     link = recipes.PRETRAINED_LINKS.get(task.name)
     bits = recipes.pretrained_bits(task.name, options.bits)
     demo = " --demo" if options.demo else ""

@@ -92,7 +92,7 @@ def make_batches(images: ImageSet, split: str, options: argparse.Namespace, devi
 
 
 def load_source(model: nn.Module, options: argparse.Namespace, task: Task, job: Job, earlier_runs: list) -> bool:
-    """Fill the model with the weights that the run starts from, or that --test_only evaluates; False: there are none."""
+    """Fill the model with the weights the run starts from, or that --test_only evaluates; False: there are none."""
     if options.resume is not None and not options.test_only and (job.last.exists() or options.resume):
         return True  # the checkpoint brings everything
     if options.test_only:
@@ -106,12 +106,13 @@ def load_source(model: nn.Module, options: argparse.Namespace, task: Task, job: 
         path = find_source(options, task, earlier_runs)
     else:
         job.log("training from scratch")
-        return
-    report, content = checkpoint.load_weights(model, path, (options.method, options.bitW, options.abitW))
+        return False
+    report, content = checkpoint.load_weights(model, path, options.method)
     for line in report.lines(path):
         job.log(line)
     if (content.get("config") or {}).get("demo") and not options.demo:
         job.log(f"warning: {path} was trained on demo data")
+    return True
 
 
 def train(model: nn.Module, data: dict[str, TensorBatches], options: argparse.Namespace, job: Job) -> dict[str, Any]:

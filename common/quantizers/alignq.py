@@ -74,11 +74,17 @@ def standardize(w: Tensor) -> tuple[Tensor, Tensor]:
     A tensor of one element, or with std <= 1e-6 max|w|, gives 0 and 0.
     """
     if w.numel() < 2:
-        return torch.zeros_like(w), w.new_zeros(())
+        return w - w, w.new_zeros(())  # 0, and NaN for NaN
     peak = w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny)  # scaled by it, no magnitude over- or underflows
     std, mean = torch.std_mean(w / peak)
     inverse = torch.where(std <= DEGENERATE_STD, 0.0, 1 / std)
     return (w / peak).sub_(mean).mul_(inverse), inverse / peak
+
+
+def standardize_backward(grad: Tensor, u: Tensor, inverse_std: Tensor) -> Tensor:
+    """Gradient to w, given that to u = standardize(w): mean and std are differentiated too. Overwrites ``u``."""
+    projection = (grad * u).sum() / max(u.numel() - 1, 1)
+    return (grad - grad.mean()).sub_(u.mul_(projection)).mul_(inverse_std)
 
 
 class _AlignWeight(torch.autograd.Function):
@@ -98,8 +104,7 @@ class _AlignWeight(torch.autograd.Function):
         h = density(u).mul_(grad)
         if ctx.grid is not None and ctx.slope is not None:
             h.mul_(sigmoid_slope(_aligned_position(u, 1.0, ctx.grid), *ctx.slope))
-        projection = (h * u).sum() / max(w.numel() - 1, 1)
-        return (h - h.mean()).sub_(u.mul_(projection)).mul_(inverse_std), None, None
+        return standardize_backward(h, u, inverse_std), None, None
 
 
 def align_activation(x: Tensor, r: float, grid: Grid | None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.alignq import standardize
+from common.quantizers.alignq import standardize, standardize_backward
 from common.quantizers.layers import LearnedScale, QuantAct, WeightQuantizer
 from common.quantizers.rounding import widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
@@ -101,9 +101,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        u, inverse_std = standardize(ctx.saved_tensors[0])
-        projection = (grad * u).sum() / max(u.numel() - 1, 1)
-        return (grad - grad.mean()).sub_(u.mul_(projection)).mul_(inverse_std)
+        return standardize_backward(grad, *standardize(ctx.saved_tensors[0]))
 
 
 class _APoTQuantizer(LearnedScale):

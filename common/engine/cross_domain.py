@@ -1,0 +1,309 @@
+"""Training on a labelled source domain and an unlabelled target domain: DANN and DSAN, with CRP where a task has it."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.admm.crp import CRP, strength_note
+from common.engine import checkpoint, effective_bits, feature_map
+from common.engine.backbone import IMAGENET, NONE, load_backbone
+from common.engine.cli import run_cleanly
+from common.engine.cross_data import DOMAINS, Batches, CrossData, cyclic, load_digits, load_office
+from common.engine.device import choose_device, seed_everything
+from common.engine.job import Job
+from common.engine.meters import FiniteWatch, Sums, cross_entropy, precision
+from common.engine.naming import name_files
+from common.engine.objectives import DANN, DSAN, Objective
+from common.engine.options import parse
+from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
+from common.engine.single_domain import load_source, make_model, progress_bar
+from common.engine.tasks import Task
+from common.errors import UserError
+
+CRP_FLAGS = {"mu", "rho", "crp_weight", "crp_norm", "crp_on"}
+
+
+def main(task: Task, argv: Sequence[str] | None = None) -> None:
+    """The program of a cross-domain task: read the flags, then train or evaluate. Ends the process."""
+    run_cleanly(lambda: run(task, argv))
+
+
+def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """As ``main``, without ending the process; returns what summary.json holds.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    options = parse(task, argv)
+    device, device_note = choose_device(options)
+    options.notes += [device_note] if device_note else []
+    earlier_runs = name_files(options, task)
+    with_crp = wants_crp(options, task)
+    make_model(options, **model_arguments(options, task))  # refuses what a method does not define before data are read
+    job = Job(options, task)
+    try:
+        print("=> Preparing data..", flush=True)
+        data = load_digits(options, device) if task.kind == "digits" else load_office(options, device, job.folder)
+        print("=> Building model...", flush=True)
+        seed_everything(options.seed)
+        model: Any = make_model(options, num_classes=len(data.classes), **model_arguments(options, task))
+        loaded = load_source(model, options, task, job, earlier_runs)
+        pretrained = loaded or (task.kind != "digits" and start_backbone(model, options, job))
+        model.to(device)
+        crp = make_crp(model, options, job).to(device) if with_crp else None
+        objective = (DSAN if task.kind == "dsan" else DANN)(model, options, crp)
+        if options.test_only:
+            return test_only(objective, data, job)
+        return train(objective, data, job, pretrained)
+    finally:
+        job.close()
+
+
+def model_arguments(options: argparse.Namespace, task: Task) -> dict[str, Any]:
+    if task.kind == "digits":
+        return {"img_size": options.img_size}
+    return {"quant_shortcut": options.quant_shortcut}
+
+
+def wants_crp(options: argparse.Namespace, task: Task) -> bool:
+    """Whether the run preserves relations: in a task that has CRP, for "ours" with quantized activations.
+
+    Raises:
+        UserError: another method, or 32 bits with a CRP flag typed.
+    """
+    if not task.crp or options.test_only:
+        return False
+    if options.method == "ours" and options.abitW != 32:
+        return True
+    without = "leave the --crp flags out" if options.method == "ours" else "add --crp_weight 0"
+    asked = CRP_FLAGS & options.typed and options.crp_weight > 0
+    if asked or (options.method != "ours" and options.bits != 32 and options.crp_weight > 0):
+        what = f"--method {options.method}" if options.method != "ours" else f"--abitW {options.abitW}"
+        raise UserError(f"{what}: relation preservation (CRP) belongs to quantized activations of ours; {without}")
+    options.notes.append("without relation preservation: nothing is aligned in this run")
+    return False
+
+
+def make_crp(model: Any, options: argparse.Namespace, job: Job) -> CRP:
+    if note := strength_note(options.train_batch_size, options.crp_weight):
+        job.log(note)
+    return CRP(
+        model.crp_sites(),
+        batch_size=options.train_batch_size,
+        mu=options.mu,
+        rho=options.rho,
+        weight=options.crp_weight,
+        norm=options.crp_norm,
+        on=options.crp_on,
+        domains=DOMAINS[:1] if options.src_only_flag else DOMAINS,
+    )
+
+
+def start_backbone(model: Any, options: argparse.Namespace, job: Job) -> bool:
+    """Give the backbone its ImageNet weights when nothing else did; returns whether it is pretrained now."""
+    if options.resume is not None and job.last.exists():
+        return False  # the checkpoint brings everything
+    wanted = options.backbone_weights or IMAGENET
+    for line in load_backbone(model.backbone(), wanted):
+        job.log(line)
+    return wanted != NONE
+
+
+def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> dict[str, Any]:
+    """Train to the last epoch, saving after each; returns the summary."""
+    options, model = job.options, objective.model
+    slow = model.backbone() if pretrained and hasattr(model, "backbone") else None
+    groups = parameter_groups(model, options.weight_decay, slow, getattr(options, "backbone_lr_scale", 1.0))
+    optimizer = torch.optim.SGD(groups, options.lr, options.momentum)
+    best: dict[str, Any] = {"judged": -1.0, "epoch": -1, "target": {}, "source": {}}
+    peaks = {f"{d}_best_{what}": 0.0 for d in ("tgt", "src") for what in ("prec1", "prec5", "prec1_domain")}
+    start = 0
+    if content := job.restore():
+        model.load_state_dict(content["state_dict_t"])
+        optimizer.load_state_dict(content["optimizer_t"])
+        if objective.crp is not None:
+            objective.crp.load_state_dict(content.get("crp", {}))
+        start, best = content["epoch"], content["best"]
+        peaks = {key: content[key] for key in peaks}
+    if start == 0:
+        feature_map.save(feature_map.collect(model, data), job.folder / "features_before.npz")
+    for epoch in range(start, options.num_epochs):
+        row = train_one_epoch(objective, data, optimizer, epoch, job)
+        for domain in ("target", "source"):
+            row[domain], _ = evaluate(objective, data.test[domain], job, epoch, domain)
+        judged = row["source" if options.select == "source" else "target"]["prec1"]
+        is_best = options.select == "last" or judged > best["judged"]
+        if is_best:
+            best = {"judged": judged, "epoch": epoch, "target": row["target"], "source": row["source"]}
+        for key in peaks:
+            domain, what = ("target" if key.startswith("tgt") else "source"), key.split("_best_")[1]
+            peaks[key] = max(peaks[key], row[domain].get(what, 0.0))
+        job.record(epoch, row)
+        state = {
+            "state_dict_t": model.state_dict(),
+            **peaks,
+            "optimizer_t": optimizer.state_dict(),
+            "scheduler_t": {"last_epoch": epoch, "lr": row["lr"]},
+            "best": best,
+        }
+        job.save(state | ({"crp": objective.crp.state_dict()} if objective.crp is not None else {}), epoch, is_best)
+    return finish(objective, data, job, best)
+
+
+def train_one_epoch(
+    objective: Objective, data: CrossData, optimizer: torch.optim.Optimizer, epoch: int, job: Job
+) -> dict[str, Any]:
+    """One epoch over both domains; returns the row for metrics.jsonl: learning rate, training means, relation shifts.
+
+    Raises:
+        UserError: the loss became NaN or infinite.
+    """
+    options, crp = job.options, objective.crp
+    objective.model.train()
+    steps = len(data.train["source"]) if options.src_only_flag else data.steps(options.epoch_length)
+    source = cyclic(data.train["source"], epoch, steps)
+    target = None if options.src_only_flag else cyclic(data.train["target"], epoch, steps)
+    sums, watch = Sums(), FiniteWatch(data.train["source"].device)
+    last_good = f"the last good checkpoint is {job.last}" if job.last.exists() else "there is no checkpoint yet"
+    lr = options.lr
+    for step, (images, labels) in enumerate(progress_bar(source, f"epoch {epoch}", steps), start=1):
+        progress = (epoch * steps + step - 1) / (options.num_epochs * steps)
+        lr = options.lr * learning_rate_factor(epoch, progress, options.lr_decay_steps, options.lr_gamma, options.alpha)
+        set_learning_rate(optimizer, lr)
+        target_images = next(target)[0] if target is not None else None  # target labels are never read
+        losses, logits = objective(images, labels, target_images, progress)
+        optimizer.zero_grad(set_to_none=True)
+        losses["Train_loss"].backward()
+        optimizer.step()
+        if crp is not None:
+            for domain in crp.domains:
+                crp.update(domain)
+                shifts = crp.mean_abs_shift(domain)
+                sums.add(1, **{f"shift {domain} {name}": value for name, value in shifts.items()})
+        watch.see(losses["Train_loss"], step)
+        sums.add(len(labels), **losses, **precision(logits.detach(), labels))
+        if step % options.print_freq == 0 or step == steps:
+            watch.check(epoch, last_good)
+            report(sums, lr, epoch, step, steps, job)
+    mean = sums.mean()
+    row: dict[str, Any] = {"lr": lr, "train": {k: v for k, v in mean.items() if not k.startswith("shift ")}}
+    if crp is not None:
+        by_layer = {k.removeprefix("shift "): v for k, v in mean.items() if k.startswith("shift ")}
+        row["relation_shift"] = {"mean": float(np.mean(list(by_layer.values()))), "layers": by_layer}
+    return row
+
+
+def report(sums: Sums, lr: float, epoch: int, step: int, steps: int, job: Job) -> None:
+    """The published block of lines, and the published tags."""
+    now, mean = sums.latest(), sums.mean()
+    losses = [name for name in mean if name.endswith("_loss")]
+    lines = [f"Epoch[{epoch}]({step}/{steps}): "]
+    lines += [f"{name}: {now[name]:.4f} ({mean[name]:.4f})" for name in losses]
+    lines.append(f"Prec@1 {now['prec1']:.3f} ({mean['prec1']:.3f}), Prec@5 {now['prec5']:.3f} ({mean['prec5']:.3f})")
+    lines.append(f"LR = {lr:.6g}")
+    job.log("\n".join(lines) + "\n")
+    tags = {name: mean[name] for name in losses if name != "Train_loss"}
+    tags |= {"Performance_loss": mean["Train_loss"], "Train-top-1": mean["prec1"], "Train-top-5": mean["prec5"]}
+    job.scalars("train", tags, epoch * steps + step)
+
+
+@torch.no_grad()
+def evaluate(
+    objective: Objective, batches: Batches, job: Job, epoch: int, domain: str, log: bool = True
+) -> tuple[dict[str, float], torch.Tensor]:
+    """Means of loss, prec1, prec5 and, with a discriminator, prec1_domain over a test set, and its confusion matrix."""
+    objective.model.eval()
+    sums, confusion = Sums(), torch.zeros((), dtype=torch.int64)
+    for images, labels in batches:
+        logits, domain_logits = objective.predict(images)
+        values = {"loss": cross_entropy(logits, labels), **precision(logits, labels)}
+        if domain_logits is not None:
+            truth = labels.new_full((len(labels),), DOMAINS.index(domain))
+            values["prec1_domain"] = precision(domain_logits, truth)["prec1"]
+        sums.add(len(labels), **values)
+        confusion = confusion + feature_map.confusion(logits, labels).cpu()
+    mean = sums.mean()
+    if log:
+        tags = {"loss": "Test_loss", "prec1": "Test-top-1", "prec5": "Test-top-5", "prec1_domain": "Test-top-1_domain"}
+        for key, tag in tags.items():
+            if key in mean:
+                own = {f"{domain}/{tag}": mean[key]} | ({tag: mean[key]} if domain == "target" else {})
+                job.scalars("test", own, epoch + 1)
+        lines = [domain, f"Prec@1 {mean['prec1']:.3f} Prec@5 {mean['prec5']:.3f} (Image)"]
+        lines += [f"Prec@1 {mean['prec1_domain']:.3f} (Domain)"] if "prec1_domain" in mean else []
+        job.log("\n".join([*lines, "=" * 55, ""]))
+    return mean, confusion
+
+
+def finish(objective: Objective, data: CrossData, job: Job, best: dict[str, Any]) -> dict[str, Any]:
+    """Record the result: best and last epoch, by which rule and protocol, per class; levels; pictures."""
+    options, model = job.options, objective.model
+    images = next(iter(data.test["target"]))[0][:16]
+    alpha = () if job.task.kind == "dsan" else (0.0,)
+    levels = effective_bits.measure(model, images, *alpha)
+    for line in effective_bits.summary_lines(levels) if options.bits != 32 else []:
+        job.log(line)
+    last = job.history()[-1]
+    confusions = {}
+    confusions["last"] = evaluate(objective, data.test["target"], job, 0, "target", log=False)[1]
+    model.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
+    confusions["best"] = evaluate(objective, data.test["target"], job, 0, "target", log=False)[1]
+    per_class = {
+        when: {
+            name: round(100 * float(row[i]) / max(int(row.sum()), 1), 2)
+            for i, (name, row) in enumerate(zip(data.classes, counts, strict=True))
+        }
+        for when, counts in confusions.items()
+    }
+    demo = "demo " if options.demo else ""
+    source, target = options.pair
+    for domain, name in (("target", "Target"), ("source", "Source")):
+        job.log(f"Best @prec1: {best[domain]['prec1']:.3f} @prec5: {best[domain]['prec5']:.3f} [{name} class]")
+    job.log(
+        f"{demo}{source} -> {target}, target test top-1: {best['target']['prec1']:.3f} at epoch {best['epoch']} "
+        f"(selected by {options.select}{', which reads target labels' if options.select == 'target' else ''}), "
+        f"{last['target']['prec1']:.3f} at the last epoch; protocol: {data.protocol}"
+    )
+    summary = {
+        "task": job.task.name,
+        "crp": objective.crp is not None and options.crp_weight > 0,
+        "model": options.model,
+        "method": options.method,
+        "bitW": options.bitW,
+        "abitW": options.abitW,
+        "pair": list(options.pair),
+        "source_only": options.src_only_flag,
+        "seed": options.seed,
+        "demo": options.demo,
+        "protocol": data.protocol,
+        "selected_by": options.select,
+        "best": {key: best[key] for key in ("epoch", "target", "source")},
+        "last": {"epoch": options.num_epochs - 1, "target": last["target"], "source": last["source"]},
+        "relation_shift": last.get("relation_shift"),
+        "per_class": per_class,
+        "confusion": {when: counts.tolist() for when, counts in confusions.items()},
+        "classes": list(data.classes),
+        "layers": [entry.row() for entry in levels],
+    }
+    job.write_json("summary.json", summary)
+    with np.load(job.folder / "features_before.npz") as before:
+        after = feature_map.collect(model, data)
+        feature_map.save(after, job.folder / "features_after.npz")
+        title = f"{demo}{source} (o) -> {target} (x), {options.bitW}-bit weights"
+        feature_map.draw(dict(before), after, job.folder / "features.png", title)
+    titles = {f"{demo}{target}, {when} epoch": counts.tolist() for when, counts in confusions.items()}
+    feature_map.draw_confusions(titles, data.classes, job.folder / "confusion.png")
+    job.log(f"pictures: {job.folder / 'features.png'}, {job.folder / 'confusion.png'}")
+    return summary
+
+
+def test_only(objective: Objective, data: CrossData, job: Job) -> dict[str, Any]:
+    """Evaluate once on both test sets."""
+    demo = "demo " if job.options.demo else ""
+    means = {domain: evaluate(objective, data.test[domain], job, 0, domain)[0] for domain in ("target", "source")}
+    for domain, mean in means.items():
+        job.log(f"{demo}{domain} test top-1: {mean['prec1']:.3f} top-5: {mean['prec5']:.3f}; {data.protocol}")
+    return means

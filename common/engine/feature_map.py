@@ -1,0 +1,93 @@
+"""Pictures of what adaptation did: features of both domains in two dimensions, and who is taken for whom."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.engine.cross_data import CrossData
+
+SHOWN = 400  # images of each domain in a picture
+
+
+@torch.no_grad()
+def collect(model: Any, data: CrossData, shown: int = SHOWN) -> dict[str, np.ndarray]:
+    """Features and labels of the first test images of each domain: "source", "target" (N, F), "source_labels", ….
+
+    The model is in evaluation mode meanwhile.
+    """
+    training = model.training
+    model.eval()
+    arrays: dict[str, np.ndarray] = {}
+    for domain, batches in data.test.items():
+        features, labels = [], []
+        images_left = shown
+        for images, targets in batches:
+            features.append(model.features(images[:images_left]).float().cpu())
+            labels.append(targets[:images_left].cpu())
+            images_left -= len(features[-1])
+            if images_left <= 0:
+                break
+        arrays[domain] = torch.cat(features).numpy()
+        arrays[f"{domain}_labels"] = torch.cat(labels).numpy()
+    model.train(training)
+    return arrays
+
+
+def save(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Write them as a compressed .npz."""
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def draw(before: dict[str, np.ndarray], after: dict[str, np.ndarray], path: Path, title: str) -> Path:
+    """Both domains' features before and after training, by t-SNE (van der Maaten and Hinton, 2008) with a fixed seed.
+
+    Colours are classes; circles are the source, crosses the target.
+    """
+    from matplotlib.figure import Figure
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    figure = Figure(figsize=(11, 5))
+    for axes, arrays, when in zip(figure.subplots(1, 2), (before, after), ("before", "after"), strict=True):
+        features = np.concatenate((arrays["source"], arrays["target"]))
+        features = PCA(min(30, *features.shape), random_state=0).fit_transform(features)
+        perplexity = min(30, (len(features) - 1) / 3)
+        flat = TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(features)
+        count = len(arrays["source"])
+        for domain, points, marker in (("source", flat[:count], "o"), ("target", flat[count:], "x")):
+            labels = arrays[f"{domain}_labels"]
+            axes.scatter(*points.T, c=labels, cmap="tab20", s=12, marker=marker, linewidths=0.7, label=domain)
+        axes.set(title=f"{when} training", xticks=[], yticks=[])
+        axes.legend(loc="lower right", fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    return path
+
+
+def draw_confusions(confusions: Mapping[str, Any], classes: Iterable[str], path: Path) -> Path:
+    """Confusion matrices side by side, rows the true class, in shares of the row; keys are the titles."""
+    from matplotlib.figure import Figure
+
+    names = list(classes)
+    figure = Figure(figsize=(5.5 * len(confusions), 5))
+    for axes, (title, confusion) in zip(
+        np.atleast_1d(figure.subplots(1, len(confusions))), confusions.items(), strict=True
+    ):
+        counts = np.asarray(confusion, dtype=float)
+        axes.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
+        axes.set(title=title, xlabel="predicted", ylabel="true")
+        small = 8 if len(names) <= 12 else 5
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=small)
+        axes.set_yticks(range(len(names)), names, fontsize=small)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    return path
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """(C, C) counts, rows the true class, of (B, C) logits and (B,) labels."""
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes).view(classes, classes)

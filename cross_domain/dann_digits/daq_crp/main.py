@@ -1,0 +1,14 @@
+"""DANN (VGG-2) on digits, DAQ with relation preservation (CRP); `python main.py --help` lists the flags."""
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parents[2]))
+
+from common.engine.cross_domain import main  # noqa: E402
+from common.engine.tasks import Task  # noqa: E402
+
+if __name__ == "__main__":
+    defaults = {"src_data": "mnist", "tgt_data": "mnistm", "bitW": 1}
+    main(Task("dann_digits", "digits", FOLDER, model="MNISTmodel_quant", crp=True, defaults=defaults))

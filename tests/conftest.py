@@ -1,0 +1,87 @@
+"""Shared by all tests: one thread per process, golden vectors, and the real command lines run in a temporary folder."""
+
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def golden_models() -> dict[str, torch.Tensor]:
+    with np.load(REPOSITORY / "tests" / "golden" / "models.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def fill_by_name(model: torch.nn.Module) -> torch.nn.Module:
+    """Fill a network from its state's names, as the golden vectors were made."""
+    for key, value in model.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            value.zero_()
+            continue
+        drawn = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(value.shape))
+        if key.endswith(("running_mean", "bias")):
+            drawn = 0.1 * drawn
+        elif key.endswith("running_var"):
+            drawn = 1 + 0.2 * np.abs(drawn)
+        elif value.ndim == 1:
+            drawn = 1 + 0.1 * drawn
+        else:
+            drawn = drawn * np.sqrt(2 / np.prod(value.shape[1:]))
+        value.copy_(torch.from_numpy(drawn.astype(np.float32)))
+    return model
+
+
+def start(folder: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen:
+    """Start a task's program; ``cwd`` defaults to its folder, as the README types it."""
+    program = REPOSITORY / folder / "main.py"
+    command = [sys.executable, str(program), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        cwd=cwd or program.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run a task's program to its end."""
+    process = start(folder, *arguments, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def refusal(folder: str, *arguments: object, cwd: Path | None = None) -> str:
+    """The one line with which a program refuses; fails if it is not one line and status 2."""
+    result = run(folder, *arguments, cwd=cwd)
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """--data_dir for demo runs; one folder per test process, written at first use by the programs themselves."""
+    folder = tmp_path_factory.mktemp("data")
+    return lambda: folder
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict_t"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
