@@ -15,20 +15,26 @@ from common.data.demo.folder import is_demo
 from common.data.download import DEMO_HINT, fetch, md5_of, unpack
 from common.data.tensors import ImageSet
 from common.errors import UserError
-from common.vision import datasets
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
 
-FOLDER: str = datasets.CIFAR10.base_folder
-TRAIN_BATCHES: tuple[str, ...] = tuple(name for name, _ in datasets.CIFAR10.train_list)
+FOLDER = "cifar-10-batches-py"
+TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_BATCH = "test_batch"
 META = "batches.meta"
 
+# Checksums and address as published, written here and not taken from torchvision, whose import alone takes seconds.
+_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+_ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 _MD5 = {
-    **dict(datasets.CIFAR10.train_list),
-    **dict(datasets.CIFAR10.test_list),
-    META: datasets.CIFAR10.meta["md5"],
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    TEST_BATCH: "40351d587109b95175f43aff81a1287e",
+    META: "5ff9c542aee3614f3951f8cda6e48888",
 }
 _IMAGES_PER_BATCH = 10_000
 _SHAPE = (3, 32, 32)
@@ -63,12 +69,12 @@ def _find(data_dir: Path, download: bool) -> Path:
     for folder in (inside, data_dir):
         if (folder / META).is_file() or (folder / TRAIN_BATCHES[0]).is_file():
             return folder
-    archive = data_dir / datasets.CIFAR10.filename
+    archive = data_dir / _URL.rsplit("/", 1)[1]
     if download:
-        fetch(datasets.CIFAR10.url, archive, datasets.CIFAR10.tgz_md5, DEMO_HINT)
+        fetch(_URL, archive, _ARCHIVE_MD5, DEMO_HINT)
     elif not archive.is_file():
         raise UserError(
-            f"no CIFAR-10 in {data_dir}: expected {FOLDER}/ or {archive.name} there; fetch {datasets.CIFAR10.url} and "
+            f"no CIFAR-10 in {data_dir}: expected {FOLDER}/ or {archive.name} there; fetch {_URL} and "
             f"put it there, allow it with --download True, {DEMO_HINT}"
         )
     return unpack(archive, inside)

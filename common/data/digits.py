@@ -24,7 +24,6 @@ from common.data.formats import (
 )
 from common.data.tensors import ImageSet, resize, to_three_channels
 from common.errors import UserError
-from common.vision import datasets
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
@@ -32,7 +31,19 @@ CLASSES = tuple("0123456789")
 TITLES = {"mnist": "MNIST", "mnistm": "MNIST-M", "svhn": "SVHN", "syndigit": "SynDigits"}
 
 _ALIASES = {"mnist_m": "mnistm", "mnist-m": "mnistm", "syndigits": "syndigit", "synth": "syndigit"}
-_MNIST_MD5: dict[str, str] = dict(datasets.MNIST.resources)
+# Checksums and addresses as published, written here and not taken from torchvision, whose import alone takes seconds.
+_MNIST_MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+_MNIST_MD5 = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+_SVHN_URL = "http://ufldl.stanford.edu/housenumbers"
+_SVHN_MD5 = {
+    "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+    "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+}
 _MNISTM_URL = "https://github.com/liyxi/mnist-m/releases/download/data"
 _MNISTM_MD5 = {
     "mnist_m_train.pt.tar.gz": "191ed53db9933bd85cc9700558847391",
@@ -113,7 +124,7 @@ def _mnist(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labell
         if not plain.is_file():
             if not packed.is_file():
                 _refuse_part_of_demo(folder, plain)
-                urls = [mirror + archive for mirror in datasets.MNIST.mirrors]
+                urls = [mirror + archive for mirror in _MNIST_MIRRORS]
                 _obtain("mnist", packed, urls, _MNIST_MD5[archive], download)
             _verify(packed, _MNIST_MD5[archive])
         files.append(plain if plain.is_file() else packed)
@@ -148,13 +159,12 @@ def _mnistm(root: Path, img_size: int, download: bool) -> tuple[Path, list[Label
 
 
 def _svhn(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labelled]]:
-    published = [datasets.SVHN.split_list[side] for side in ("train", "test")]
-    names = [name for _, name, _ in published]
+    names = list(_SVHN_MD5)
     folder = _find(_places(root, "svhn", "SVHN"), names) or root / "svhn"
-    for url, name, md5 in published:
+    for name, md5 in _SVHN_MD5.items():
         if not (folder / name).is_file():
             _refuse_part_of_demo(folder, folder / name)
-            _obtain("svhn", folder / name, [url], md5, download)
+            _obtain("svhn", folder / name, [f"{_SVHN_URL}/{name}"], md5, download)
         elif not _in_demo(folder):
             _verify(folder / name, md5)
     return folder, [read_mat(folder / name) for name in names]

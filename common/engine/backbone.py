@@ -7,7 +7,6 @@ from torch import nn
 
 from common.engine import checkpoint
 from common.errors import UserError
-from common.vision import models
 
 NONE, IMAGENET = "none", "imagenet"
 
@@ -25,6 +24,8 @@ def load_backbone(backbone: nn.Module, wanted: str) -> list[str]:
     if wanted != IMAGENET:
         report, _ = checkpoint.load_weights(backbone, Path(wanted))
         return report.lines(Path(wanted))
+    from common.vision import models  # here, since the import alone takes seconds
+
     weights = models.ResNet50_Weights.IMAGENET1K_V1
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)

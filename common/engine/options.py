@@ -204,7 +204,8 @@ def _parser(task: Task) -> _Parser:
         if flag.nargs == "?":
             settings["const"] = flag.const
         default = f" (default: {flag.default})" if flag.default is not None else ""
-        parser.add_argument(*flag.names.split(), **settings, help=flag.help + default.replace("%", "%%"))
+        text = argparse.SUPPRESS if flag.unused else flag.help + default.replace("%", "%%")
+        parser.add_argument(*flag.names.split(), **settings, help=text)
     return parser
 
 

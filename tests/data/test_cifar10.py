@@ -269,3 +269,10 @@ def test_an_archive_that_lies_there_is_unpacked(cifar10_demo, tmp_path):
         tar.add(cifar10_demo, cifar10_demo.name)
     train, _ = cifar10.load(tmp_path, download=False)
     assert torch.equal(train.images, cifar10.load(cifar10_demo)[0].images)
+
+
+def test_published_addresses_and_checksums_are_torchvisions() -> None:
+    published = dict([*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list])
+    assert {**published, cifar10.META: datasets.CIFAR10.meta["md5"]} == cifar10._MD5
+    assert (datasets.CIFAR10.url, datasets.CIFAR10.tgz_md5) == (cifar10._URL, cifar10._ARCHIVE_MD5)
+    assert datasets.CIFAR10.base_folder == cifar10.FOLDER

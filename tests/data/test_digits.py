@@ -199,7 +199,7 @@ def test_missing_data_are_told_where_to_come_from(name, parts, download, tmp_pat
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
-    monkeypatch.setattr(datasets.MNIST, "mirrors", datasets.MNIST.mirrors[:1])
+    monkeypatch.setattr(digits, "_MNIST_MIRRORS", datasets.MNIST.mirrors[:1])
     with pytest.raises(UserError) as caught:
         digits.load(name, tmp_path, 28, download=download)
     message = str(caught.value)
@@ -213,7 +213,7 @@ def test_a_mirror_that_does_not_answer_is_passed_over(digits_demo, tmp_path, mon
     served.mkdir()
     for file in (digits_demo / "mnist/MNIST/raw").iterdir():
         (served / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
-    monkeypatch.setattr(datasets.MNIST, "mirrors", [(tmp_path / "nothing").as_uri() + "/", served.as_uri() + "/"])
+    monkeypatch.setattr(digits, "_MNIST_MIRRORS", [(tmp_path / "nothing").as_uri() + "/", served.as_uri() + "/"])
     monkeypatch.setattr(digits, "_MNIST_MD5", {name: md5_of(served / name) for name in digits._MNIST_MD5})
     monkeypatch.setattr(digits, "_COUNTS", {})
     train, _ = digits.load("mnist", tmp_path / "data", 28)
@@ -333,3 +333,11 @@ def test_real_data_are_never_fetched_into_a_demo_folder(name, file, digits_copy,
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UserError, match=f"{path} is missing"):
         digits.load(name, digits_copy, 28)
+
+
+def test_published_addresses_and_checksums_are_torchvisions() -> None:
+    assert list(digits._MNIST_MD5.items()) == [tuple(entry) for entry in datasets.MNIST.resources]
+    assert set(digits._MNIST_MIRRORS) == set(datasets.MNIST.mirrors)
+    for side in ("train", "test"):
+        url, name, md5 = datasets.SVHN.split_list[side]
+        assert (f"{digits._SVHN_URL}/{name}", digits._SVHN_MD5[name]) == (url, md5)

@@ -164,7 +164,9 @@ def test_learned_scales_are_taken_over_only_by_the_same_method(file: Path) -> No
 
     other = build_model("resnet20_quant", method="llsq", bitW=4, abitW=4)
     checkpoint.load_weights(other, file, "llsq")
-    assert not any(torch.equal(other.state_dict()[key], value) for key, value in steps.items() if key in other.state_dict())
+    assert not any(
+        torch.equal(other.state_dict()[key], value) for key, value in steps.items() if key in other.state_dict()
+    )
 
     narrower = build_model("resnet20_quant", method="lsq", bitW=2, abitW=2)
     checkpoint.load_weights(narrower, file, "lsq")

@@ -62,7 +62,7 @@ def render(name: str, look: str, rng: np.random.Generator) -> Image.Image:
         return _paint(white, _ink(name, rng, extent=(0.75, 0.9)), colour, rim)
     background = Image.fromarray(photograph_crop(rng, 64, held_out=bool(rng.integers(2))))
     background = background.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    scene = _paint(background, _ink(name, rng, extent=(0.6, 0.8)), colour, rim)
+    scene = _paint(background, _ink(name, rng, extent=(0.7, 0.85)), colour, rim)
     if look == "dslr":
         return _expose(scene, rng.uniform(0.85, 1.1, size=3), rng)
     return _poor_camera(scene, rng)
@@ -89,7 +89,7 @@ def _ink(name: str, rng: np.random.Generator, extent: tuple[float, float]) -> Im
         max(round(longer * s * side / max(sign.size)), 1) for s, side in zip(stretch, sign.size, strict=True)
     )
     sign = sign.resize((width, height), Image.Resampling.BICUBIC)
-    sign = sign.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, expand=True)
+    sign = sign.rotate(rng.uniform(-10, 10), Image.Resampling.BICUBIC, expand=True)
     room = [max(_DRAWN - side, 0) for side in sign.size]
     canvas = Image.new("L", (_DRAWN, _DRAWN))
     canvas.paste(sign, (int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1))))
