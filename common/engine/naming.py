@@ -41,12 +41,16 @@ def file_of(task: Task, options: argparse.Namespace, bits_name: str) -> str:
 
 
 def name_files(options: argparse.Namespace, task: Task) -> list[Path]:
-    """Fill in --source_file and --job_dir where not given; returns the default job folders of earlier runs."""
+    """Fill in --source_file and --job_dir where not given.
+
+    Returns:
+        The default job folders of earlier runs, where a source file may lie; none if --source_dir was typed.
+    """
     if options.source_file is None:
         options.source_file = file_of(task, options, f"{recipes.pretrained_bits(task.name, options.bits)}bit")
     if options.job_dir is None:
         options.job_dir = str(default_job_dir(options, file_of(task, options, width_name(options))))
-    roots = (runs_root(options), task.folder / runs_root(options))
+    roots = () if "source_dir" in options.typed else (runs_root(options), task.folder / runs_root(options))
     return [root / method for root in roots for method in dict.fromkeys((options.method, "float", "ours"))]
 
 
@@ -76,7 +80,10 @@ def find_source(options: argparse.Namespace, task: Task, runs: Iterable[Path]) -
         if path.is_file():
             return path
     places = (Path(options.source_dir), task.folder / options.source_dir, *runs)
-    looked = ", ".join(map(str, {place.resolve(): place for place in reversed(places)}.values()))
+    distinct: dict[Path, Path] = {}
+    for place in places:
+        distinct.setdefault(place.resolve(), place)
+    looked = ", ".join(map(str, distinct.values()))
     link = recipes.PRETRAINED_LINKS.get(task.name)
     bits = recipes.pretrained_bits(task.name, options.bits)
     demo = " --demo" if options.demo else ""

@@ -161,6 +161,7 @@ FLAGS: tuple[Flag, ...] = (
     _switch("--reset", False, "delete the job's folder first"),
     _switch("--test_only", False, "evaluate and do not train"),
     _switch("--shift", False, "also evaluate on corrupted test images", kinds=("single",)),
+    Flag("--shift_images", natural, 0, "how many test images --shift corrupts; 0: all", kinds=("single",)),
     Flag("--seed", natural, 0, "of initialisation, sample order and augmentation"),
     Flag("--save_every", natural, 0, "keep checkpoint/model_N.pt every N epochs; 0: last and best alone"),
     Flag("--select", str, "test", "what chooses model_best.pt", kinds=("single",), choices=("test", "val", "last")),

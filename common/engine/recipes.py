@@ -112,9 +112,9 @@ TABLES: dict[str, list[Row]] = {
 
 # Under --demo: what learns in minutes on two cores. Milestones and learning rates are for these few steps.
 DEMO: dict[str, dict[str, Any]] = {
-    "resnet20": {"num_epochs": 15, "lr": 0.1, "lr_decay_steps": [10, 13]},
-    "resnet56": {"num_epochs": 12, "lr": 0.1, "lr_decay_steps": [8, 10]},
-    "densenet40": {"num_epochs": 8, "lr": 0.1, "lr_decay_steps": [5, 7]},
+    "resnet20": {"num_epochs": 15, "lr": 0.1, "lr_decay_steps": [10, 13], "shift_images": 500},
+    "resnet56": {"num_epochs": 12, "lr": 0.1, "lr_decay_steps": [8, 10], "shift_images": 500},
+    "densenet40": {"num_epochs": 8, "lr": 0.1, "lr_decay_steps": [5, 7], "shift_images": 500},
     "dann_digits": {
         "num_epochs": 120,
         "lr": 0.03,
@@ -125,9 +125,9 @@ DEMO: dict[str, dict[str, Any]] = {
     },
 }
 DEMO_QUANTIZED: dict[str, dict[str, Any]] = {
-    "resnet20": {"num_epochs": 6, "lr": 0.04, "lr_decay_steps": [4, 5]},
-    "resnet56": {"num_epochs": 4, "lr": 0.04, "lr_decay_steps": [2, 3]},
-    "densenet40": {"num_epochs": 3, "lr": 0.04, "lr_decay_steps": [1, 2]},
+    "resnet20": {"num_epochs": 4, "lr": 0.04, "lr_decay_steps": [2, 3], "shift_images": 500},
+    "resnet56": {"num_epochs": 4, "lr": 0.04, "lr_decay_steps": [2, 3], "shift_images": 500},
+    "densenet40": {"num_epochs": 3, "lr": 0.04, "lr_decay_steps": [1, 2], "shift_images": 500},
     "dann_digits": {**DEMO["dann_digits"], "num_epochs": 60, "lr": 0.01, "lr_decay_steps": [50]},
 }
 

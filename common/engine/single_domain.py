@@ -206,16 +206,22 @@ def means_over(model: nn.Module, batches: TensorBatches) -> dict[str, float]:
 
 
 def evaluate_shifted(model: nn.Module, test: TensorBatches, job: Job) -> dict[str, Any]:
-    """Top-1 on the corrupted test images: {corruption: [at each of its strengths], "mean": over all of them}."""
+    """Top-1 on corrupted test images: {corruption: [at each of its strengths], "mean": over all of them, "images": N}.
+
+    --shift_images N takes a sample of N, the same share of every class and the same for every network.
+    """
+    clean, wanted = test.image_set, job.options.shift_images
+    if 0 < wanted < len(clean):
+        clean = clean.split(wanted / len(clean), seed=0)[1]
     top1: dict[str, list[float]] = {}
     for kind, strengths in STRENGTHS.items():
         levels = range(1, len(strengths) + 1)
-        sets = (make_batches(corrupt(test.image_set, kind, n), "test", job.options, test.device) for n in levels)
+        sets = (make_batches(corrupt(clean, kind, n), "test", job.options, test.device) for n in levels)
         top1[kind] = [means_over(model, batches)["prec1"] for batches in sets]
         values = ", ".join(f"{value:.3f}" for value in top1[kind])
         job.log(f"{'demo ' if job.options.demo else ''}test top-1 under {kind} {strengths}: {values}")
     every = [value for values in top1.values() for value in values]
-    return {**top1, "mean": sum(every) / len(every)}
+    return {**top1, "mean": sum(every) / len(every), "images": len(clean)}
 
 
 def finish(

@@ -298,7 +298,7 @@ def test_a_diverging_run_stops_with_epoch_step_and_checkpoint(job: list[str], fl
         (["--method", "what"], "--method what: expected one of ours"),
         (["--levels", "published", "--bitW", "1"], "--levels published"),
         (["--num_epoch", "3"], "unknown flag --num_epoch; did you mean --num_epochs?"),
-        (["--bitW", "4", "--source_file", "nowhere.pt"], "nowhere.pt was not found"),
+        (["--bitW", "4", "--source_dir", "x", "--source_file", "nowhere.pt"], "nowhere.pt was not found"),
         (["--bitW", "32", "--resume", "nowhere.pt"], "nowhere.pt: there is no such file"),
         (["--bitW", "32", "--device", "cuda"], "--device cuda: this torch sees no CUDA device"),
     ],
@@ -332,7 +332,7 @@ def test_damaged_data_and_files_are_named(job: list[str], small_data: Path, tmp_
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(job: list[str], tmp_path: Path) -> None:
-    """A file-size limit stands in for a full disk: the checkpoint does not fit, the first one written before does."""
+    """From the second run on, every flush to disk fails as on a full one."""
     common = [*job, "--pretrained", "no", "--bitW", 4]
     assert run(RESNET20, *common, "--num_epochs", 1).returncode == 0
     saved = weights(folder_of(job) / "checkpoint" / "last.pt")
