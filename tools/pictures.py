@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 
 COLOURS = ("#1f5fa8", "#d1495b", "#3a9d6e", "#e39b2d", "#7a4fa3", "#4fb3bf", "#8a5a44", "#6b7280", "#c2488f", "#9aa83a")
 
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "h")
+
 
 def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
@@ -44,6 +46,48 @@ def weight_grid(axes: Axes, weights: np.ndarray, thresholds: np.ndarray, levels:
     for left, right, level in zip(edges, edges[1:], levels, strict=False):
         axes.text((left + right) / 2, top * 0.99, f"{level:+.2f}", rotation=90, ha="center", va="top", fontsize=7)
     axes.set(xlabel="weight", ylabel="count", title=title, ylim=(0, top * 1.15), xlim=(low, high))
+
+
+def accuracy_by_bits(
+    axes: Axes,
+    series: dict[str, dict[int, tuple[float, float]]],
+    widths: Sequence[int],
+    reference: float | None = None,
+) -> None:
+    """Mean accuracy with error bars at every bit-width, a line per method; widths are evenly spaced, widest first.
+
+    Methods stand side by side within a width, so that their error bars can be told apart; lines join them where there
+    are at least three widths.
+
+    Args:
+        series: label -> bits -> (mean, standard deviation; nan: no bar).
+        reference: accuracy of the float network, drawn as a dashed line.
+    """
+    positions = {width: index for index, width in enumerate(sorted(widths, reverse=True))}
+    style = "-" if len(positions) > 2 else ""
+    spread = 0.5 if len(positions) > 2 else 0.7  # of the distance between two widths
+    for index, (label, points) in enumerate(series.items()):
+        shift = spread * (index / max(len(series) - 1, 1) - 0.5)
+        known = sorted(points, reverse=True)
+        axes.errorbar(
+            [positions[width] + shift for width in known],
+            [points[width][0] for width in known],
+            yerr=[np.nan_to_num(points[width][1]) for width in known],
+            color=colour(index),
+            marker=MARKERS[index % len(MARKERS)],
+            ls=style,
+            lw=1,
+            ms=5,
+            capsize=2.5,
+            label=label,
+        )
+    if reference is not None:
+        axes.axhline(reference, color="#444444", ls="--", lw=1, label="float")
+    for left in range(len(positions) - 1):
+        axes.axvline(left + 0.5, color="#dddddd", lw=0.8, zorder=0)
+    axes.set_xticks(list(positions.values()), [str(width) for width in positions])
+    axes.set(xlabel="bits of weights and activations", xlim=(-0.6, len(positions) - 0.4))
+    axes.grid(axis="y", alpha=0.3)
 
 
 def save(figure: Any, path: Path) -> Path:

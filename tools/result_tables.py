@@ -1,0 +1,225 @@
+"""What a comparison found: one line per cell in results.jsonl, a Markdown table, and a picture."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pictures
+from matplotlib import pyplot as plt
+
+COUNTED = 4096  # distinct inputs up to which common.engine.effective_bits counts them
+Row = dict[str, Any]
+Value = Callable[[Row], float | None]
+
+
+def read_summary(job: Path) -> dict[str, Any] | None:
+    """A job's summary.json, with the accuracies under shift that a later --test_only left in test.json; None: neither.
+
+    The later ones count only if they are of the same network: its accuracy on the clean images is the summary's.
+    """
+    summary, test = _read(job / "summary.json"), _read(job / "test.json")
+    if not summary:
+        return None
+    later = test.get("test", {}).get("prec1", math.nan)
+    if "shift" in test and "shift" not in summary and abs(later - summary["best"]["test_prec1"]) < 0.1:
+        summary["shift"] = test["shift"]
+    return summary
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def row(job: Path, method: str, bits: int, source: str | None) -> Row | None:
+    """The line of a finished cell; None: it is not finished.
+
+    ``effective`` gives log2 of the distinct weights, averaged over the convolutions, and of the distinct values that
+    they multiply, averaged over those whose input is not the image; None: float. ``uncounted`` inputs have more than
+    4,096 values and enter as 12 bits, so that the mean is then a lower bound.
+    """
+    summary = read_summary(job)
+    if summary is None:
+        return None
+    weights = [layer["weight_levels"] for layer in summary["layers"]]
+    inputs = [layer["input_levels"] for layer in summary["layers"][1:]]
+    quantized = bits < 32
+    return {
+        "cell": job.name,
+        "task": summary["task"],
+        "method": method,
+        "bits": bits,
+        "seed": summary["seed"],
+        "demo": summary["demo"],
+        "best": {"epoch": summary["best"]["epoch"], "top1": summary["best"]["test_prec1"]},
+        "last": {"epoch": summary["last"]["epoch"], "top1": summary["last"]["test_prec1"]},
+        "effective": {
+            "weight_bits": _mean_bits(weights) if quantized else None,
+            "input_bits": _mean_bits(inputs) if quantized else None,
+            "uncounted": sum(levels is None for levels in inputs) if quantized else 0,
+            "most_weight_levels": max(filter(None, weights), default=None),
+        },
+        "shift": summary.get("shift"),
+        "protocol": {
+            "selected_by": summary["selected_by"],
+            "epochs": summary["last"]["epoch"] + 1,
+            "source": source,
+        },
+    }
+
+
+def _mean_bits(levels: Sequence[int | None]) -> float | None:
+    if not levels or all(count is None for count in levels):
+        return None
+    return float(np.mean([math.log2(count or COUNTED) for count in levels]))
+
+
+def merge(path: Path, rows: Sequence[Row]) -> None:
+    """Put the rows into results.jsonl, in the place of earlier ones of the same cells; others stay."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    known = {entry["cell"]: entry for entry in map(json.loads, lines)}
+    known |= {entry["cell"]: entry for entry in rows}
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in known.values()))
+    os.replace(temporary, path)
+
+
+def statistics(rows: Iterable[Row], value: Value) -> dict[tuple[str, int], tuple[float, float, int]]:
+    """(mean, standard deviation, number) over the seeds by (method, bits); the deviation (n - 1) of one seed is nan."""
+    groups: dict[tuple[str, int], list[float]] = {}
+    for entry in rows:
+        if (number := value(entry)) is not None:
+            groups.setdefault((entry["method"], entry["bits"]), []).append(number)
+    return {
+        key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else math.nan, len(v))
+        for key, v in groups.items()
+    }
+
+
+def best(entry: Row) -> float:
+    return entry["best"]["top1"]
+
+
+def last(entry: Row) -> float:
+    return entry["last"]["top1"]
+
+
+def shifted(entry: Row) -> float | None:
+    return entry["shift"]["mean"] if entry["shift"] else None
+
+
+def markdown(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], seeds: int) -> str:
+    """The tables: best epoch, last epoch and, where they were evaluated, corrupted test images.
+
+    Args:
+        rows: of the cells, the float ones among them. names, widths: rows and columns; what has no cell gets a dash.
+        seeds: how many were asked for; a mean over fewer says so.
+    """
+    demo = "demo " if rows[0]["demo"] else ""
+    selected = ", ".join(sorted({entry["protocol"]["selected_by"] for entry in rows}))
+    sources = {entry["protocol"]["source"] for entry in rows if entry["bits"] < 32}
+    chained = any(not source.startswith("float_") for source in sources)
+    spread = f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
+    about = (
+        f"{spread}; best epoch selected by {selected} accuracy; every width starts from "
+        f"{'the next wider one' if chained else 'the float network of its seed'}. In brackets: effective bits of "
+        "weights/inputs, log2 of the distinct values, mean over the convolutions (without the image as input). A dash: "
+        "the method does not define that width, or its run is not finished."
+    )
+    title = "demo data, not the CIFAR-10 benchmark" if demo else "CIFAR-10"
+    lines = [f"# {rows[0]['task']}: {title}", "", about]
+    sections: list[tuple[str, Value]] = [("best epoch", best), ("last epoch", last)]
+    if any(entry["shift"] for entry in rows):
+        sections.append(("corrupted test images (best epoch, mean over all corruptions)", shifted))
+    bits = _effective(rows)
+
+    def text(cells: dict[tuple[str, int], tuple[float, float, int]], key: tuple[str, int]) -> str:
+        return f" {_number(cells[key], seeds)} ({bits[key]}) |" if key in cells else " – |"
+
+    for name, value in sections:
+        cells = statistics(rows, value)
+        reference = f"; float: {_number(cells[('float', 32)], seeds)}" if ("float", 32) in cells else ""
+        lines += ["", f"## {demo}top-1 (%), {name}{reference}", ""]
+        lines += [
+            "| method |" + "".join(f" {width} bit{'s' * (width > 1)} |" for width in widths),
+            "|---|" + "---:|" * len(widths),
+        ]
+        for method in names:
+            lines.append(f"| {method} |" + "".join(text(cells, (method, width)) for width in widths))
+    return "\n".join([*lines, *_by_corruption(rows, names, widths, demo)]) + "\n"
+
+
+def _number(cell: tuple[float, float, int], seeds: int) -> str:
+    mean, deviation, count = cell
+    spread = "" if math.isnan(deviation) else f" ± {deviation:.2f}"
+    return f"{mean:.2f}{spread}" + (f" [{count} of {seeds} seeds]" if count < seeds else "")
+
+
+def _effective(rows: Sequence[Row]) -> dict[tuple[str, int], str]:
+    weights = statistics(rows, lambda entry: entry["effective"]["weight_bits"])
+    inputs = statistics(rows, lambda entry: entry["effective"]["input_bits"])
+    bounds = statistics(rows, lambda entry: entry["effective"]["uncounted"])
+
+    def text(key: tuple[str, int]) -> str:
+        weight = f"{weights[key][0]:.1f}" if key in weights else "float"
+        sign = "≥" if bounds[key][0] else ""
+        return f"{weight}/" + (f"{sign}{inputs[key][0]:.1f}" if key in inputs else "float")
+
+    return {key: text(key) for key in bounds}
+
+
+def _by_corruption(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], demo: str) -> list[str]:
+    """A table with a column per corruption, mean over its strengths and the seeds."""
+    kinds = [kind for entry in rows if entry["shift"] for kind in entry["shift"] if kind != "mean"]
+    kinds = list(dict.fromkeys(kinds))
+    if not kinds:
+        return []
+    columns = {kind: statistics(rows, lambda entry, kind=kind: _mean_of(entry, kind)) for kind in kinds}
+    columns = {"clean": statistics(rows, best), **columns, "all corruptions": statistics(rows, shifted)}
+    lines = ["", f"## {demo}top-1 (%) by corruption (best epoch, mean over strengths and seeds)", ""]
+    lines += ["| method | bits |" + "".join(f" {kind} |" for kind in columns), "|---|---:|" + "---:|" * len(columns)]
+    for key in [("float", 32), *((name, width) for width in widths for name in names)]:
+        if key in columns["all corruptions"]:
+            texts = (f" {cells[key][0]:.1f} |" if key in cells else " – |" for cells in columns.values())
+            lines.append(f"| {key[0]} | {key[1]} |" + "".join(texts))
+    return lines
+
+
+def _mean_of(entry: Row, kind: str) -> float | None:
+    return float(np.mean(entry["shift"][kind])) if entry["shift"] else None
+
+
+def draw(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], path: Path) -> Path:
+    """Accuracy against bits, and beside it on the corrupted images where those were evaluated."""
+    data = "demo data" if rows[0]["demo"] else "CIFAR-10"
+    panels: list[tuple[str, Value]] = [("clean test images", best)]
+    if any(entry["shift"] for entry in rows):
+        panels.append(("corrupted test images (mean)", shifted))
+    figure, grid = plt.subplots(1, len(panels), figsize=(1.5 + 5.5 * len(panels), 4.8), sharey=True, squeeze=False)
+    for axes, (title, value) in zip(grid[0], panels, strict=True):
+        cells = statistics(rows, value)
+        series = {name: {w: cells[name, w][:2] for w in widths if (name, w) in cells} for name in names}
+        reference = cells.get(("float", 32))
+        pictures.accuracy_by_bits(axes, series, widths, reference[0] if reference else None)
+        axes.set_title(title)
+    grid[0][0].set_ylabel(f"{data}: top-1 at the best epoch (%)")
+    figure.suptitle(f"{rows[0]['task']} on {data}")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.92, 0.5), frameon=False)
+    return pictures.save(figure, path)
+
+
+def write(folder: Path, rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], seeds: int) -> str:
+    """Write results.jsonl, table.md and accuracy.png; returns the table."""
+    merge(folder / "results.jsonl", rows)
+    table = markdown(rows, names, widths, seeds)
+    (folder / "table.md").write_text(table)
+    draw(rows, names, widths, folder / "accuracy.png")
+    return table
