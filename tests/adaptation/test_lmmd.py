@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.adaptation.lmmd import lmmd
 from tests.conftest import REPOSITORY
@@ -134,6 +135,15 @@ def test_autocast_computes_in_single_precision(dtype):
     assert torch.equal(loss, expected)
     loss.backward()
     assert source.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("classes", ["shared", "all"])
+def test_never_waits_for_the_device(classes):
+    """On tensors without data, anything that reads a value or branches on one raises."""
+    with FakeTensorMode():
+        source = torch.randn(4, 3, requires_grad=True)
+        lmmd(source, torch.randn(5, 3), torch.randint(3, (4,)), torch.rand(5, 3), classes).backward()
+        assert source.grad.shape == (4, 3)
 
 
 def test_probabilities_that_vanish_in_a_class_are_left_out():

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.admm import CRP, admm_update, prox_frobenius, prox_l1, relation_shift, strength_note
 from common.quantizers import make_scheme
@@ -290,6 +291,17 @@ def test_state_of_another_batch_size_restarts_with_a_line(caplog, inside):
     assert [record.message for record in caplog.records] == [
         "CRP state is of batch size 12, this run's is 8: it restarts at zero"
     ]
+
+
+def test_no_step_waits_for_the_device():
+    """On tensors without data, anything that reads a value or branches on one raises."""
+    with FakeTensorMode():
+        model = network()
+        crp = make(model)
+        loss = run(crp, model, torch.randn(8, 3, 5, 5)).sum() + crp.penalty("source")
+        loss.backward()
+        crp.update("source")
+        assert crp.mean_abs_shift("source").keys() == crp.shift_norm("source").keys() == sites(model).keys()
 
 
 def test_strength_note():
