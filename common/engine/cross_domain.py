@@ -1,6 +1,7 @@
 """Training on a labelled source domain and an unlabelled target domain: DANN and DSAN, with CRP where a task has it."""
 
 import argparse
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,10 @@ from common.engine.naming import name_files
 from common.engine.objectives import DANN, DSAN, Objective
 from common.engine.options import parse
 from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
-from common.engine.single_domain import load_source, make_model, progress_bar
+from common.engine.single_domain import load_source, make_model, progress_bar, scheme_options
 from common.engine.tasks import Task
 from common.errors import UserError
+from common.quantizers import make_scheme
 
 CRP_FLAGS = {"mu", "rho", "crp_weight", "crp_norm", "crp_on"}
 
@@ -42,7 +44,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
     options.notes += [device_note] if device_note else []
     earlier_runs = name_files(options, task)
     with_crp = wants_crp(options, task)
-    make_model(options, **model_arguments(options, task))  # refuses what a method does not define before data are read
+    make_scheme(**scheme_options(options))  # refuses what a method does not define before data are read
     job = Job(options, task)
     try:
         print("=> Preparing data..", flush=True)
@@ -115,13 +117,16 @@ def start_backbone(model: Any, options: argparse.Namespace, job: Job) -> bool:
 def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> dict[str, Any]:
     """Train to the last epoch, saving after each; returns the summary."""
     options, model = job.options, objective.model
+    content = job.restore()
+    if content:
+        pretrained = content["pretrained"]
     slow = model.backbone() if pretrained and hasattr(model, "backbone") else None
     groups = parameter_groups(model, options.weight_decay, slow, getattr(options, "backbone_lr_scale", 1.0))
     optimizer = torch.optim.SGD(groups, options.lr, options.momentum)
     best: dict[str, Any] = {"judged": -1.0, "epoch": -1, "target": {}, "source": {}}
     peaks = {f"{d}_best_{what}": 0.0 for d in ("tgt", "src") for what in ("prec1", "prec5", "prec1_domain")}
     start = 0
-    if content := job.restore():
+    if content:
         model.load_state_dict(content["state_dict_t"])
         optimizer.load_state_dict(content["optimizer_t"])
         if objective.crp is not None:
@@ -129,7 +134,8 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
         start, best = content["epoch"], content["best"]
         peaks = {key: content[key] for key in peaks}
     if start == 0:
-        feature_map.save(feature_map.collect(model, data), job.folder / "features_before.npz")
+        before = feature_map.collect(copy.deepcopy(model), data)  # a copy: learned steps wait for a training batch
+        feature_map.save(before, job.folder / "features_before.npz")
     for epoch in range(start, options.num_epochs):
         row = train_one_epoch(objective, data, optimizer, epoch, job)
         for domain in ("target", "source"):
@@ -148,6 +154,7 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
             "optimizer_t": optimizer.state_dict(),
             "scheduler_t": {"last_epoch": epoch, "lr": row["lr"]},
             "best": best,
+            "pretrained": pretrained,
         }
         job.save(state | ({"crp": objective.crp.state_dict()} if objective.crp is not None else {}), epoch, is_best)
     return finish(objective, data, job, best)

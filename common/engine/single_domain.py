@@ -58,9 +58,14 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def make_model(options: argparse.Namespace, **task_arguments: Any) -> nn.Module:
+    return build_model(options.model, **scheme_options(options), **task_arguments)
+
+
+def scheme_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags that say how the network is quantized, as ``make_scheme`` and ``build_model`` take them."""
     names = ("method", "bitW", "abitW", "act_range", "levels", "grad_approx", "lam", "lam2")
     stage = "align" if options.stage == "align" else "plain"
-    return build_model(options.model, **{n: getattr(options, n) for n in names}, stage=stage, **task_arguments)
+    return {**{name: getattr(options, name) for name in names}, "stage": stage}
 
 
 def load_data(options: argparse.Namespace, device: torch.device) -> dict[str, TensorBatches]:
