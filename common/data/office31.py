@@ -7,7 +7,8 @@ the published counts.
 from pathlib import Path
 
 from common.data.download import DEMO_HINT
-from common.data.folders import ImageList, Partition, check_same_classes, partition, read_domain, wrong_level
+from common.data.folders import ImageList, check_same_classes, read_domain, wrong_level
+from common.data.splits import Partition, partition
 from common.errors import UserError
 
 FOLDER = "office31"
@@ -64,7 +65,7 @@ def load_pair(
     seed: int = 1,
     allow_partial: bool = False,
 ) -> tuple[Partition, Partition]:
-    """Source and target, each divided into training and test images; see `load` and `common.data.folders.partition`.
+    """Source and target, each divided into training and test images; see `load` and `common.data.splits.partition`.
 
     Args:
         train_split: an 80/20 split per class; False takes each whole domain for training and for test.

@@ -4,7 +4,6 @@ CIFAR-10 and the digits fit in memory many times over, so a batch is one vectori
 order and an augmentation that depend on nothing but (seed, epoch, domain).
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.data.seeding import generator
 from common.errors import UserError
 
 _PADDING = 4  # of the random crop, on every side
@@ -66,13 +66,13 @@ class ImageSet:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
-        generator = _generator("split", seed)
+        draws = generator("split", seed)
         held_out = torch.zeros(len(self), dtype=torch.bool)
         for index in range(len(self.classes)):
             members = (self.labels == index).nonzero().flatten()
             count = min(max(round(fraction * len(members)), 1), len(members) - 1)
             if count > 0:
-                held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+                held_out[members[torch.randperm(len(members), generator=draws)[:count]]] = True
         return self.subset((~held_out).nonzero().flatten()), self.subset(held_out.nonzero().flatten())
 
 
@@ -152,11 +152,11 @@ class TensorBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count = len(self.image_set)
-        generator = _generator("batches", self.seed, self.epoch, self.cycle, self.domain)
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        draws = generator("batches", self.seed, self.epoch, self.cycle, self.domain)
+        order = torch.randperm(count, generator=draws) if self.shuffle else torch.arange(count)
         # one row per position: where the crop starts (down, across), and whether it is mirrored
-        crops = torch.randint(2 * _PADDING + 1, (count, 2), generator=generator).to(self.device)
-        mirrored = torch.rand(count, generator=generator).lt(0.5).to(self.device)
+        crops = torch.randint(2 * _PADDING + 1, (count, 2), generator=draws).to(self.device)
+        mirrored = torch.rand(count, generator=draws).lt(0.5).to(self.device)
         order = order.to(self.device)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             positions = slice(start, start + self.batch_size)
@@ -190,12 +190,6 @@ def to_three_channels(image_set: ImageSet) -> ImageSet:
     if channels != 1:
         raise ValueError(f"{image_set.name}: expected one channel or three, not {channels}")
     return replace(image_set, images=image_set.images.expand(-1, 3, -1, -1))
-
-
-def _generator(*key: object) -> torch.Generator:
-    """A generator of its own for `key`, the same in every process and on every machine."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _crop_flip(images: Tensor, crops: Tensor, mirrored: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from common.data import digits, office31
 from common.data.demo import digits as demo_digits
 from common.data.demo import office31 as demo_office31
-from common.data.folders import FolderBatches, Partition
+from common.data.folder_batches import FolderBatches
 from common.data.locate import data_folder
+from common.data.splits import Partition
 from common.data.tensors import ImageSet, TensorBatches
 from common.engine.tasks import REPOSITORY
 from common.errors import UserError

@@ -17,16 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.data.folders import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    WHOLE_DOMAIN,
-    FolderBatches,
-    ImageList,
-    check_same_classes,
-    partition,
-    read_domain,
-)
+from common.data.folder_batches import IMAGENET_MEAN, IMAGENET_STD, FolderBatches
+from common.data.folders import ImageList, check_same_classes, read_domain
+from common.data.splits import WHOLE_DOMAIN, partition
 from common.errors import UserError
 from common.vision import transforms
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from common.data import office31
 from common.data.demo import office31 as demo
-from common.data.folders import WHOLE_DOMAIN, FolderBatches
+from common.data.folder_batches import FolderBatches
+from common.data.splits import WHOLE_DOMAIN
 from common.errors import UserError
 
 

@@ -107,7 +107,7 @@ def test_a_new_pass_over_the_same_epoch_repeats_it():
 def test_the_order_is_the_same_in_every_process_and_version():
     loader = batches(numbered(1000), seed=5, domain="target", shuffle=True)
     loader.set_epoch(7)
-    assert order(loader)[:6] == [642, 229, 230, 748, 866, 374]
+    assert order(loader)[:6] == [258, 151, 605, 977, 425, 27]
 
 
 @settings(max_examples=30, deadline=None)

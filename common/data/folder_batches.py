@@ -1,0 +1,190 @@
+"""Batches of the images of a domain, decoded by workers or kept in memory."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common.data.folders import ImageList
+from common.data.seeding import generator
+from common.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CACHE_BYTES = 1_000_000_000  # a decoded list up to this size is kept in memory
+
+
+class FolderBatches:
+    """Batches of the images of a list.
+
+    Iterating yields (images, labels) on `device`: (B, 3, S, S) float32, normalised with the mean and the standard
+    deviation of ImageNet, and (B,) int64. An image is resized to a square of round(256/224 S) pixels whatever its
+    shape; training crops S x S at a random place and mirrors with probability 1/2, in a new order every epoch; test
+    crops the centre, in the order of the list.
+
+    Order and augmentation are a pure function of (seed, epoch, cycle, domain, index): bit-identical for any number of
+    workers and after a restart. The global random state is neither read nor advanced.
+
+    Args:
+        image_list: the images.
+        batch_size: B; the last batch may be smaller unless `drop_last`.
+        img_size: S.
+        train: random order and augmentation, or neither.
+        seed, domain: which order; two domains of one run draw independently.
+        num_workers: processes that decode, crop and prefetch and live as long as this object; with any, end one
+            iteration before the next.
+        drop_last: leave out the last batch if it is not full.
+        device: where the batches are wanted; for CUDA they pass through pinned memory as bytes.
+        cache: keep the resized images in memory as bytes, decoded by threads before the first batch, so that an
+            unreadable file shows then. None: do so if that takes at most `CACHE_BYTES`.
+    Raises:
+        UserError: an empty list, `drop_last` leaves no batch, or, while iterating, a file that cannot be read.
+        ValueError: a size below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_list: ImageList,
+        batch_size: int,
+        img_size: int = 224,
+        train: bool,
+        seed: int = 0,
+        domain: str = "source",
+        num_workers: int = 0,
+        drop_last: bool = False,
+        device: torch.device | str = "cpu",
+        cache: bool | None = None,
+    ) -> None:
+        if batch_size < 1 or img_size < 1:
+            raise ValueError(f"the batch size and the image size must be at least 1, not {batch_size} and {img_size}")
+        if not len(image_list):
+            raise UserError(f"{image_list.domain} has no images to draw batches from; expected at least one")
+        if drop_last and len(image_list) < batch_size:
+            raise UserError(
+                f"a batch of {batch_size} is larger than the {len(image_list)} images of {image_list.domain}, so there "
+                f"is nothing to train on; type --train_batch_size {len(image_list)} or less"
+            )
+        self.image_list = image_list
+        self.batch_size = batch_size
+        self.img_size = img_size
+        self.seed = seed
+        self.domain = domain
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+        self.device = torch.device(device)
+        side = round(img_size * 256 / 224)
+        self.cache = len(image_list) * side * side * 3 <= CACHE_BYTES if cache is None else cache
+        self._crops = _Crops(image_list, side, img_size, train, (seed, domain), self.cache)
+        self._order = _Order(len(image_list), train, (seed, domain))
+        self._loader: DataLoader | None = None
+        self._mean = torch.tensor(IMAGENET_MEAN, device=self.device).reshape(3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, device=self.device).reshape(3, 1, 1)
+
+    def set_epoch(self, epoch: int, cycle: int = 0) -> None:
+        """Choose the order and the augmentation of the next iteration.
+
+        Args:
+            cycle: which pass over the list within the epoch, for a loader that is shorter than its partner.
+        """
+        self._order.pass_ = (epoch, cycle)
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return len(self.image_list) // self.batch_size
+        return math.ceil(len(self.image_list) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._loader is None:
+            self._loader = self._make_loader()
+        for batch in self._loader:
+            if isinstance(batch, _Failure):
+                raise UserError(batch.message)
+            images, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            yield images.float().div_(255).sub_(self._mean).div_(self._std), labels
+
+    def _make_loader(self) -> DataLoader:
+        if self.cache:
+            self.image_list.decoded(self._crops.side)  # here, once, and not in every worker
+        return DataLoader(
+            self._crops,
+            self.batch_size,
+            sampler=self._order,
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            drop_last=self.drop_last,
+            persistent_workers=self.num_workers > 0,
+            generator=torch.Generator().manual_seed(0),  # nothing reads it; the global one stays untouched
+        )
+
+
+_Key = tuple[int, int, int]  # epoch, cycle, index: a worker that outlives the epoch learns it from the sampler
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A UserError on its way from a worker process; raised there it would come out as a traceback."""
+
+    message: str
+
+
+class _Order(Sampler[_Key]):
+    def __init__(self, count: int, shuffle: bool, key: tuple[int, str]) -> None:
+        self.count = count
+        self.shuffle = shuffle
+        self.key = key
+        self.pass_ = (0, 0)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[_Key]:
+        epoch, cycle = self.pass_
+        indices = torch.arange(self.count)
+        if self.shuffle:
+            indices = torch.randperm(self.count, generator=generator("order", *self.key, epoch, cycle))
+        return iter([(epoch, cycle, index) for index in indices.tolist()])
+
+
+class _Crops(Dataset):
+    """Image and label by key: ((S, S, 3) uint8, int), or a `_Failure`."""
+
+    def __init__(
+        self, images: ImageList, side: int, size: int, augment: bool, key: tuple[int, str], cache: bool
+    ) -> None:
+        self.images = images
+        self.side = side
+        self.size = size
+        self.augment = augment
+        self.key = key
+        self.cache = cache
+
+    def __getitem__(self, key: _Key) -> tuple[Tensor, int] | _Failure:
+        epoch, cycle, index = key
+        try:
+            image = self.images.decoded(self.side)[index] if self.cache else self.images.image(index, self.side)
+        except UserError as error:
+            return _Failure(str(error))
+        down = across = round((self.side - self.size) / 2)
+        mirrored = False
+        if self.augment:
+            draws = generator("augment", *self.key, epoch, cycle, index)
+            down, across = torch.randint(self.side - self.size + 1, (2,), generator=draws).tolist()
+            mirrored = bool(torch.rand((), generator=draws) < 0.5)
+        image = image[down : down + self.size, across : across + self.size]
+        return image.flip(1) if mirrored else image, self.images.labels[index]
+
+
+def _collate(items: list[tuple[Tensor, int] | _Failure]) -> tuple[Tensor, Tensor] | _Failure:
+    """(B, 3, S, S) uint8 and (B,) int64; bytes, because they cross from process to process and to the device."""
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, _Failure):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
