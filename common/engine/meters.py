@@ -1,8 +1,12 @@
-"""Running sums that stay on the device until they are read."""
+"""Running sums that stay on the device until they are read, and the progress bar."""
+
+import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from common.errors import UserError
 
@@ -62,3 +66,8 @@ class FiniteWatch:
             raise UserError(
                 f"the loss became NaN or infinite at epoch {epoch}, step {step}; {last_good}; try a lower --lr"
             )
+
+
+def progress_bar(batches: Any, label: str, steps: int) -> Any:
+    """A progress bar on a terminal, the bare iterable otherwise."""
+    return tqdm(batches, label, steps, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)

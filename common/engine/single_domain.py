@@ -1,13 +1,11 @@
 """Training and evaluating a classifier on one domain: CIFAR-10."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from common.data import cifar10
 from common.data.corruptions import STRENGTHS, corrupt
@@ -18,12 +16,12 @@ from common.engine import checkpoint, effective_bits
 from common.engine.cli import run_cleanly
 from common.engine.device import choose_device, seed_everything
 from common.engine.job import Job
-from common.engine.meters import FiniteWatch, Sums, cross_entropy, precision
-from common.engine.naming import find_source, name_files
+from common.engine.meters import FiniteWatch, Sums, cross_entropy, precision, progress_bar
+from common.engine.naming import name_files
 from common.engine.options import parse
 from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
+from common.engine.start import load_source, make_model
 from common.engine.tasks import REPOSITORY, Task
-from common.models import build_model
 
 
 def main(task: Task, argv: Sequence[str] | None = None) -> None:
@@ -57,17 +55,6 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         job.close()
 
 
-def make_model(options: argparse.Namespace, **task_arguments: Any) -> nn.Module:
-    return build_model(options.model, **scheme_options(options), **task_arguments)
-
-
-def scheme_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags that say how the network is quantized, as ``make_scheme`` and ``build_model`` take them."""
-    names = ("method", "bitW", "abitW", "act_range", "levels", "grad_approx", "lam", "lam2")
-    stage = "align" if options.stage == "align" else "plain"
-    return {**{name: getattr(options, name) for name in names}, "stage": stage}
-
-
 def load_data(options: argparse.Namespace, device: torch.device) -> dict[str, TensorBatches]:
     """The batches of "train", "test" and, for --select val, "val", which is then held out of the training set."""
     folder = data_folder(options.data_dir, REPOSITORY, "demo" if options.demo else "cifar10")
@@ -94,30 +81,6 @@ def make_batches(images: ImageSet, split: str, options: argparse.Namespace, devi
         augment="crop_flip" if train else None,
         device=device,
     )
-
-
-def load_source(model: nn.Module, options: argparse.Namespace, task: Task, job: Job, earlier_runs: list) -> bool:
-    """Fill the model with the weights the run starts from, or that --test_only evaluates; False: there are none."""
-    if options.resume is not None and not options.test_only and (job.last.exists() or options.resume):
-        return True  # the checkpoint brings everything
-    if options.test_only:
-        if options.resume:
-            path = options.resume
-        elif job.best.exists() and "source_file" not in options.typed:
-            path = job.best
-        else:
-            path = find_source(options, task, earlier_runs)
-    elif options.pretrained and (options.bits != 32 or "source_file" in options.typed):
-        path = find_source(options, task, earlier_runs)
-    else:
-        job.log("training from scratch")
-        return False
-    report, content = checkpoint.load_weights(model, path, options.method)
-    for line in report.lines(path):
-        job.log(line)
-    if (content.get("config") or {}).get("demo") and not options.demo:
-        job.log(f"warning: {path} was trained on demo data")
-    return True
 
 
 def train(model: nn.Module, data: dict[str, TensorBatches], options: argparse.Namespace, job: Job) -> dict[str, Any]:
@@ -273,8 +236,3 @@ def test_only(model: nn.Module, data: dict[str, TensorBatches], job: Job) -> dic
         result["shift"] = evaluate_shifted(model, data["test"], job)
     job.write_json("test.json", result)
     return result
-
-
-def progress_bar(batches: Any, label: str, steps: int) -> Any:
-    """A progress bar on a terminal, the bare iterable otherwise."""
-    return tqdm(batches, label, steps, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)
