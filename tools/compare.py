@@ -92,10 +92,11 @@ def compare(
         raise UserError(f"--methods {','.join(names)} --bits {','.join(map(str, widths))}: none of them is defined")
     folder = Path(str(out)) if out else Path("results", "compare", f"{task}_demo" if demo else task)
     left = {cell: [*common, *arguments] for cell in cells if (arguments := cell.arguments(folder, shift))}
+    default = 1 if launcher == "local" else max(1, len(left))
+    at_once = default if workers is None else positive("workers", workers)
     if dry_run:
         print("\n".join(typed(program, words) for words in left.values()) or "# every cell is finished")
         return
-    workers = positive("workers", workers or (1 if launcher == "local" else max(1, len(left))))
     jobs = Launcher(launcher, folder.resolve() / "logs" / "submitit" / str(os.getpid()), submitit_options(slurm))
     with hold(folder, {"task": task, "demo": demo, **{k: v for k, v in passed.items() if k[2:] not in WITHOUT_EFFECT}}):
         commands = [
@@ -108,17 +109,19 @@ def compare(
             )
             for cell, words in left.items()
         ]
-        outcomes = train(commands, jobs, workers)
+        outcomes = train(commands, jobs, at_once)
         rows = [result_tables.row(folder / c.name, c.method, c.bits, c.source) for c in cells]
         finished = [row for row in rows if row is not None]
         if finished:
             print("\n" + result_tables.write(folder, finished, names, widths, len(numbers)))
             print(f"{folder / 'results.jsonl'}, table.md, accuracy.png")
-    if failed := [name for name, outcome in outcomes.items() if outcome.status]:
+    failed = [name for name, outcome in outcomes.items() if outcome.status and not outcome.skipped]
+    if failed:
         lines = [f"failed: {name}: {outcomes[name].last_line}" for name in failed]
-        lines.append(
-            f"{len(failed)} of {len(outcomes)} runs failed; logs: {folder / 'logs'}; the same command tries again"
-        )
+        skipped = sum(outcome.skipped for outcome in outcomes.values())
+        rest = f", {skipped} that start from them were not run" if skipped else ""
+        lines.append(f"{len(failed)} of {len(outcomes)} runs failed{rest}; the same command tries again")
+        lines.append(f"their logs are in {folder / 'logs'}")
         print("\n".join(lines), file=sys.stderr)
         sys.exit(1)
 

@@ -27,11 +27,15 @@ POLL = 0.1  # seconds between two looks at the running jobs
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: its status (negative: by that signal) and the last line it wrote to stderr."""
+    """How a command ended: its status (negative: by that signal) and the last line it wrote to stderr.
+
+    ``skipped``: it was not run, because what it needs failed.
+    """
 
     status: int
     last_line: str = ""
     seconds: float = 0.0
+    skipped: bool = False
 
 
 @dataclass
@@ -167,7 +171,7 @@ def run_all(
             for command in [c for c in waiting if c.needs not in unfinished]:
                 if command.needs in outcomes and outcomes[command.needs].status:
                     waiting.remove(command)
-                    conclude(command, Outcome(1, f"not run, because {command.needs} failed"))
+                    conclude(command, Outcome(1, f"not run, because {command.needs} failed", skipped=True))
                 elif len(running) < workers:
                     waiting.remove(command)
                     slot = min(set(range(workers)) - set(running))

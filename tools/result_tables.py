@@ -136,8 +136,8 @@ def markdown(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], s
     title = "demo data, not the CIFAR-10 benchmark" if demo else "CIFAR-10"
     lines = [f"# {rows[0]['task']}: {title}", "", about]
     sections: list[tuple[str, Value]] = [("best epoch", best), ("last epoch", last)]
-    if any(entry["shift"] for entry in rows):
-        sections.append(("corrupted test images (best epoch, mean over all corruptions)", shifted))
+    if count := _corrupted_images(rows):
+        sections.append((f"best epoch, mean over all corruptions of {count} test images", shifted))
     bits = _effective(rows)
 
     def text(cells: dict[tuple[str, int], tuple[float, float, int]], key: tuple[str, int]) -> str:
@@ -154,6 +154,12 @@ def markdown(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], s
         for method in names:
             lines.append(f"| {method} |" + "".join(text(cells, (method, width)) for width in widths))
     return "\n".join([*lines, *_by_corruption(rows, names, widths, demo)]) + "\n"
+
+
+def _corrupted_images(rows: Sequence[Row]) -> str:
+    """How many test images were corrupted; empty: none."""
+    counts = {entry["shift"]["images"] for entry in rows if entry["shift"]}
+    return " or ".join(f"{count:,}" for count in sorted(counts))
 
 
 def _number(cell: tuple[float, float, int], seeds: int) -> str:
@@ -177,13 +183,13 @@ def _effective(rows: Sequence[Row]) -> dict[tuple[str, int], str]:
 
 def _by_corruption(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], demo: str) -> list[str]:
     """A table with a column per corruption, mean over its strengths and the seeds."""
-    kinds = [kind for entry in rows if entry["shift"] for kind in entry["shift"] if kind != "mean"]
-    kinds = list(dict.fromkeys(kinds))
+    evaluated = [entry["shift"] for entry in rows if entry["shift"]]
+    kinds = list(dict.fromkeys(kind for shift in evaluated for kind in shift if isinstance(shift[kind], list)))
     if not kinds:
         return []
     columns = {kind: statistics(rows, lambda entry, kind=kind: _mean_of(entry, kind)) for kind in kinds}
     columns = {"clean": statistics(rows, best), **columns, "all corruptions": statistics(rows, shifted)}
-    lines = ["", f"## {demo}top-1 (%) by corruption (best epoch, mean over strengths and seeds)", ""]
+    lines = ["", f"## {demo}top-1 (%), best epoch, by corruption (mean over strengths and seeds)", ""]
     lines += ["| method | bits |" + "".join(f" {kind} |" for kind in columns), "|---|---:|" + "---:|" * len(columns)]
     for key in [("float", 32), *((name, width) for width in widths for name in names)]:
         if key in columns["all corruptions"]:
@@ -200,8 +206,8 @@ def draw(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], path:
     """Accuracy against bits, and beside it on the corrupted images where those were evaluated."""
     data = "demo data" if rows[0]["demo"] else "CIFAR-10"
     panels: list[tuple[str, Value]] = [("clean test images", best)]
-    if any(entry["shift"] for entry in rows):
-        panels.append(("corrupted test images (mean)", shifted))
+    if count := _corrupted_images(rows):
+        panels.append((f"{count} corrupted test images (mean)", shifted))
     figure, grid = plt.subplots(1, len(panels), figsize=(1.5 + 5.5 * len(panels), 4.8), sharey=True, squeeze=False)
     for axes, (title, value) in zip(grid[0], panels, strict=True):
         cells = statistics(rows, value)
