@@ -1,14 +1,20 @@
 """The networks: published names and counts, golden vectors, and what 32 bits and every method build."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from common.engine import single_domain
+from common.engine.effective_bits import distinct
+from common.engine.tasks import Task
 from common.errors import UserError
 from common.models import MODELS, build_model
 from common.quantizers import METHODS
-from common.quantizers.layers import QuantConv2d, Quantizer
+from common.quantizers.layers import QuantAct, QuantConv2d, Quantizer, WeightQuantizer
+from common.quantizers.scheme import AFTER_RELU, Method
 from tests.conftest import fill_by_name
 
 COUNTS = {
@@ -201,3 +207,55 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         build_model("resnet18")
     with pytest.raises(UserError, match=r"--method lsqq.*lsq"):
         build_model("resnet20_quant", method="lsqq", bitW=4, abitW=4)
+
+
+class TernaryWeight(WeightQuantizer):
+    """A ninth method, all of it: weights in {-m, 0, m}, activations left alone."""
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        m = w.detach().abs().mean()
+        return w + (m * torch.round((w / m).clamp(-1, 1)) - w).detach()
+
+
+class Untouched(QuantAct):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+TERNARY = Method(
+    name="ternary",
+    placement=AFTER_RELU,
+    weight_bits=[2],
+    act_bits=[2],
+    weight=lambda bits, scheme: TernaryWeight(bits),
+    activation=lambda bits, scheme: Untouched(bits),
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_ninth_method_is_one_registry_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, TERNARY.name, TERNARY)
+    model = build_model(name, method="ternary", bitW=2, abitW=2).train()
+    outputs = model(*inputs(name, 3))
+    sum(o.square().sum() for o in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(distinct(m.weight_quantizer(m.weight)) == 3 for m in convolutions)
+    assert all(m.weight.grad.abs().sum() > 0 for m in convolutions)
+
+
+def test_a_ninth_method_trains_through_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, TERNARY.name, TERNARY)
+    task = Task("resnet20", "single", tmp_path, "resnet20_quant", "res20")
+    words = ["--method", "ternary", "--bitW", "2", "--pretrained", "no", "--demo", "--data_dir", str(tmp_path)]
+    words += [
+        "--num_epochs",
+        "1",
+        "--train_batch_size",
+        "720",
+        "--eval_batch_size",
+        "500",
+        "--job_dir",
+        str(tmp_path / "job"),
+    ]
+    layers = single_domain.run(task, words)["layers"]
+    assert {layer["weight_levels"] for layer in layers} == {3}
