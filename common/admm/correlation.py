@@ -11,7 +11,7 @@ from common.quantizers.rounding import FLOAT_BITS, Grid
 On = Literal["aligned", "quantized"]
 
 UNROUNDED = Grid(FLOAT_BITS, scale=1.0, offset=0.0)
-CPU_CHUNK = 1 << 17  # elements of a temporary; half a MiB of float32 stays in the cache of a core
+CPU_CHUNK = 1 << 18  # elements of a temporary, per thread: 1 MiB of float32 stays in the caches
 ACCELERATOR_CHUNK = 1 << 23  # 32 MiB: few kernel launches, and still small beside the activations
 
 
@@ -77,7 +77,8 @@ def align_with_shift(
         ValueError: as `relation_shift`.
     """
     _check(x)
-    return _AlignWithShift.apply(x, act_range, grid or UNROUNDED, on == "quantized", eps, True)
+    rounded = on == "quantized" and grid is not None
+    return _AlignWithShift.apply(x, act_range, grid or UNROUNDED, rounded, eps, True)
 
 
 class _AlignWithShift(torch.autograd.Function):
@@ -94,8 +95,9 @@ class _AlignWithShift(torch.autograd.Function):
         order = _memory_order(x)
         columns = _columns(x, order)
         levels = torch.empty(columns.shape, dtype=x.dtype, device=x.device) if levels_wanted else None
-        blocks = _blocks(columns)
-        targets = [None] * len(blocks) if levels is None else _blocks(levels)
+        width = _block_width(x)
+        blocks = columns.split(width, 1)
+        targets = [None] * len(blocks) if levels is None else levels.split(width, 1)
         product = torch.zeros(len(x), len(x), dtype=_wide(x), device=x.device)
         lowest = torch.full((), -grid.offset / grid.scale, dtype=product.dtype, device=x.device)
         statistics: list[Tensor] = []
@@ -117,7 +119,7 @@ class _AlignWithShift(torch.autograd.Function):
                 product.addmm_(xs.addcmul_(yc, y_scale), difference.T, alpha=-1)
                 statistics += x_mean, x_std, y_mean, y_std
         ctx.save_for_backward(x, *statistics)
-        ctx.arguments = r, grid, rounded, eps
+        ctx.arguments = r, grid, rounded, eps, width
         ctx.set_materialize_grads(False)
         shift = (product + product.T).div_(2 * columns.shape[1])
         return None if levels is None else _uncolumns(levels, x.shape, order), shift
@@ -126,21 +128,21 @@ class _AlignWithShift(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, levels_grad: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *statistics = ctx.saved_tensors
-        r, grid, rounded, eps = ctx.arguments
+        r, grid, rounded, eps, width = ctx.arguments
         if grad is None:
             grad = statistics[0].new_zeros(len(x), len(x))
         order = _memory_order(x)
         columns = _columns(x, order)
         result = torch.empty(columns.shape, dtype=x.dtype, device=x.device)
-        blocks = _blocks(columns)
-        through = [None] * len(blocks) if levels_grad is None else _blocks(_columns(levels_grad, order))
+        blocks, targets = columns.split(width, 1), result.split(width, 1)
+        through = [None] * len(blocks) if levels_grad is None else _columns(levels_grad, order).split(width, 1)
         with torch.autocast(x.device.type, enabled=False):
             # <G, d(Xs Xs^T)> = <(G + G^T) Xs, d Xs>. Centring G over rows and columns centres every gradient below.
             upstream = (grad + grad.T) / columns.shape[1]
             upstream = upstream - upstream.mean(0)
             upstream = upstream - upstream.mean(1, keepdim=True)
             at_x, at_y = -upstream, upstream * grid.scale
-            for block, target, passed in zip(blocks, _blocks(result), through, strict=True):
+            for block, target, passed in zip(blocks, targets, through, strict=True):
                 x_mean, x_std, y_mean, y_std = statistics[:4]
                 del statistics[:4]
                 wide = block.to(grad.dtype)
@@ -182,9 +184,9 @@ def _check(features: Tensor) -> None:
         raise ValueError(f"relations are between two samples or more, of float features; got {got}")
 
 
-def _blocks(columns: Tensor) -> tuple[Tensor, ...]:
-    elements = CPU_CHUNK if columns.device.type == "cpu" else ACCELERATOR_CHUNK
-    return columns.split(max(1, elements // len(columns)), dim=1)
+def _block_width(x: Tensor) -> int:
+    elements = CPU_CHUNK * torch.get_num_threads() if x.device.type == "cpu" else ACCELERATOR_CHUNK
+    return max(1, elements // len(x))
 
 
 def _memory_order(x: Tensor) -> list[int]:

@@ -53,7 +53,7 @@ def test_relations_from_the_formula():
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("chunk", [1, 15, 1 << 17], ids=["columns", "uneven", "whole"])
 def test_gradient_is_exact_over_chunk_boundaries(monkeypatch, chunk, memory_format):
-    monkeypatch.setattr(correlation, "CPU_CHUNK", chunk)
+    monkeypatch.setattr(correlation, "CPU_CHUNK", chunk)  # the tests run in one thread
     x = draw(3, 2, 2, 2, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: align_with_shift(x, 2.0, None), x)
     assert relation_shift(x).detach().allclose(plain(x, align(x, 2.0)), atol=1e-14)
@@ -61,11 +61,12 @@ def test_gradient_is_exact_over_chunk_boundaries(monkeypatch, chunk, memory_form
 
 @pytest.mark.parametrize("on", ["aligned", "quantized"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shift_and_gradient_equal_plain_autograd(shape, on):
+@pytest.mark.parametrize("grid", [GRID, None], ids=["rounded", "unrounded"])
+def test_shift_and_gradient_equal_plain_autograd(shape, grid, on):
     # straight-through: the plain version differentiates its own quantizer
     x = draw(*shape, dtype=torch.float64).requires_grad_()
-    levels, shift = align_with_shift(x, 2.0, GRID, on)
-    y = align_activation(x, 2.0, GRID)
+    levels, shift = align_with_shift(x, 2.0, grid, on)
+    y = align_activation(x, 2.0, grid)
     expected = plain(x, y if on == "quantized" else align(x, 2.0))
     assert torch.allclose(shift, expected, atol=1e-13)
     upstream = draw(*shift.shape, seed=1, dtype=torch.float64)  # not symmetric
