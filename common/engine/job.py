@@ -207,6 +207,11 @@ class Job:
                 raise UserError(f"--resume {path}: it was made with --{key} {config.get(key)}, not {now[key]}")
         set_random_state(content["random"])
         rows = [row for row in self.history() if row["epoch"] < content["epoch"]]
+        if content["epoch"] >= self.options.num_epochs and not rows:
+            raise UserError(
+                f"--resume {path}: nothing is left to train, it is at epoch {content['epoch']} of "
+                f"{self.options.num_epochs}; --test_only evaluates it, a higher --num_epochs goes on"
+            )
         temporary = self.folder / ".metrics.jsonl.tmp"
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(temporary, self.folder / "metrics.jsonl")

@@ -348,6 +348,9 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(job: list[str], t
     assert all(torch.equal(after[key], saved[key]) for key in saved)
 
 
-def test_a_resumed_run_refuses_other_settings(job: list[str]) -> None:
+def test_a_resumed_run_refuses_other_settings(job: list[str], tmp_path: Path) -> None:
     assert run(RESNET20, *job, "--pretrained", "no", "--bitW", 4, "--num_epochs", 1).returncode == 0
     assert "it was made with --bitW 4, not 8" in refusal(RESNET20, *job, "--bitW", 8, "--resume")
+    finished = folder_of(job) / "checkpoint" / "last.pt"
+    elsewhere = [*job, "--bitW", 4, "--num_epochs", 1, "--job_dir", tmp_path / "elsewhere", "--resume", finished]
+    assert "nothing is left to train" in refusal(RESNET20, *elsewhere)
