@@ -99,15 +99,12 @@ def measure(
             if index:
                 seconds[name].append(time.perf_counter() - start)
     pairs = [b / a for a, b in zip(*seconds.values(), strict=True)]
-    print(
-        f"ResNet-50 DANN, {bits} bits, {img_size} x {img_size}, {batch} + {batch} images, {device}, torch {torch.__version__}"
-    )
+    print(f"ResNet-50 DANN, {bits} bits, {img_size} x {img_size}, {batch} + {batch} images, {device}")
     for name, values in seconds.items():
         spread = f"{min(values):.2f} to {max(values):.2f}"
         print(f"{name:10} step {statistics.median(values):.2f} s ({spread}), peak memory {memory[name]:.0f} MiB")
-    print(
-        f"CRP: {statistics.median(pairs):.3f} times the time (median of pairs), {memory['DAQ + CRP'] / memory['DAQ']:.3f} times the memory"
-    )
+    ratio = memory["DAQ + CRP"] / memory["DAQ"]
+    print(f"CRP: {statistics.median(pairs):.3f} times the time (median of pairs), {ratio:.3f} times the memory")
     if out:
         Path(out).write_text(json.dumps({"seconds": seconds, "memory_mib": memory, "threads": torch.get_num_threads()}))
 
