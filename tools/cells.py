@@ -8,7 +8,7 @@ from pathlib import Path
 import result_tables
 
 from common.engine import recipes
-from common.quantizers import METHODS
+from common.quantizers import METHODS, Method
 
 FLOAT, FLOAT_BITS = "float", 32
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {  # ablations: name -> method, further flags
@@ -27,6 +27,11 @@ class Cell:
     seed: int
     source: str | None = None
 
+    def row(self, folder: Path) -> result_tables.Row | None:
+        """Its line of results.jsonl; None: it is not finished."""
+        weight_bits = None if self.source is None else method_of(self.method).reported_weight_bits
+        return result_tables.row(folder / self.name, self.method, self.bits, self.source, weight_bits)
+
     def arguments(self, folder: Path, shift: bool) -> list[str]:
         """Flags of main.py for what is left to do in ``folder``: training, a later evaluation, or nothing (empty)."""
         width = ["--bitW", str(self.bits), "--abitW", str(self.bits)]
@@ -42,9 +47,13 @@ class Cell:
         return [*job, *(["--shift"] if shift else []), "--resume"]
 
 
+def method_of(name: str) -> Method:
+    return METHODS[VARIANTS[name][0] if name in VARIANTS else name]
+
+
 def defines(name: str, bits: int) -> bool:
     """Whether a method or variant has both weights and activations of so many bits."""
-    method = METHODS[VARIANTS[name][0] if name in VARIANTS else name]
+    method = method_of(name)
     return bits in method.weight_bits and bits in method.act_bits
 
 

@@ -110,8 +110,7 @@ def compare(
             for cell, words in left.items()
         ]
         outcomes = train(commands, jobs, at_once)
-        rows = [result_tables.row(folder / c.name, c.method, c.bits, c.source) for c in cells]
-        finished = [row for row in rows if row is not None]
+        finished = [row for cell in cells if (row := cell.row(folder)) is not None]
         if finished:
             print("\n" + result_tables.write(folder, finished, names, widths, len(numbers)))
             print(f"{folder / 'results.jsonl'}, table.md, accuracy.png")

@@ -38,12 +38,13 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def row(job: Path, method: str, bits: int, source: str | None) -> Row | None:
+def row(job: Path, method: str, bits: int, source: str | None, weight_bits: int | None = None) -> Row | None:
     """The line of a finished cell; None: it is not finished.
 
     ``effective`` gives log2 of the distinct weights, averaged over the convolutions, and of the distinct values that
-    they multiply, averaged over those whose input is not the image; None: float. ``uncounted`` inputs have more than
-    4,096 values and enter as 12 bits, so that the mean is then a lower bound.
+    they multiply, averaged over those whose input is not the image; None: float. ``weight_bits`` replaces the count
+    where a method has a scale for every filter, which makes more values than its codes have. ``uncounted`` inputs have
+    more than 4,096 values and enter as 12 bits, so that the mean is then a lower bound.
     """
     summary = read_summary(job)
     if summary is None:
@@ -61,7 +62,7 @@ def row(job: Path, method: str, bits: int, source: str | None) -> Row | None:
         "best": {"epoch": summary["best"]["epoch"], "top1": summary["best"]["test_prec1"]},
         "last": {"epoch": summary["last"]["epoch"], "top1": summary["last"]["test_prec1"]},
         "effective": {
-            "weight_bits": _mean_bits(weights) if quantized else None,
+            "weight_bits": (weight_bits or _mean_bits(weights)) if quantized else None,
             "input_bits": _mean_bits(inputs) if quantized else None,
             "uncounted": sum(levels is None for levels in inputs) if quantized else 0,
             "most_weight_levels": max(filter(None, weights), default=None),

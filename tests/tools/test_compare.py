@@ -12,7 +12,7 @@ import compare
 import numpy as np
 import pytest
 import result_tables
-from cells import VARIANTS, defines, plan
+from cells import VARIANTS, Cell, defines, plan
 
 from common.data.demo import cifar10
 from common.engine.options import parse
@@ -235,6 +235,9 @@ def test_effective_bits_leave_out_the_image_and_bound_what_was_not_counted(tmp_p
         "most_weight_levels": 16,
     }
     assert row["effective"] == expected
+    one_bit = Cell(tmp_path.name, "bwnf", 4, 0, "float_seed0").row(tmp_path.parent)
+    assert one_bit is not None
+    assert one_bit["effective"]["weight_bits"] == 1, "a scale for every filter is no further bit"
 
 
 def test_results_of_other_cells_stay_and_those_of_the_same_are_replaced(tmp_path: Path) -> None:
