@@ -104,21 +104,41 @@ class _Normalise(torch.autograd.Function):
         return standardize_backward(grad, *standardize(ctx.saved_tensors[0]))
 
 
+CANDIDATES, SAMPLE = 32, 1 << 14  # of the initial alpha: values tried, elements they are tried on
+
+
 class _APoTQuantizer(LearnedScale):
-    """``scale`` is alpha, which begins at the value that the authors chose for CIFAR networks."""
+    """``scale`` is alpha.
+
+    The authors start it at 3 (weights) and 8 (activations) and go down from float over 4 and 3 to 2 bits. Started from
+    float at 2 bits, these values round nearly everything to zero and the network stays at chance; here alpha starts
+    where it quantizes the first data with the least squared error.
+    """
 
     signed: bool
     levels: Tensor
     thresholds: Tensor
 
-    def __init__(self, bits: int, start: float) -> None:
-        super().__init__(bits, start)
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
         levels = apot_levels(bits - 1 if self.signed else bits)
         self.register_buffer("levels", levels.float(), persistent=False)
         self.register_buffer("thresholds", ((levels[1:] + levels[:-1]) / 2).float(), persistent=False)
 
+    def initial_scale(self, x: Tensor) -> Tensor:
+        """Of ``CANDIDATES`` even steps up to max |x|, the one with the least squared error on a sample of x."""
+        sample = widen(x).flatten()
+        peak = sample.abs().amax()
+        sample = sample[:: -(-len(sample) // SAMPLE)]
+        candidates = peak * torch.arange(1, CANDIDATES + 1, dtype=sample.dtype, device=sample.device) / CANDIDATES
+        errors = [(self._quantize(sample, alpha) - sample).square().mean() for alpha in candidates]
+        return candidates[torch.stack(errors).argmin()]
+
+    def _quantize(self, x: Tensor, alpha: Tensor) -> Tensor:
+        return apot(x, alpha, self.levels, self.thresholds, self.signed)
+
     def forward(self, x: Tensor) -> Tensor:
-        return apot(x, self.current_scale(x), self.levels, self.thresholds, self.signed)
+        return self._quantize(x, self.current_scale(x))
 
 
 class APoTWeight(_APoTQuantizer, WeightQuantizer):
@@ -127,8 +147,8 @@ class APoTWeight(_APoTQuantizer, WeightQuantizer):
     signed = True
     scale_lr = 0.2  # the authors' 2e-2 for alpha where the network has 0.1
 
-    def __init__(self, bits: int) -> None:
-        super().__init__(bits, start=3.0)
+    def initial_scale(self, x: Tensor) -> Tensor:
+        return super().initial_scale(standardize(widen(x))[0])
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(_Normalise.apply(x))
@@ -138,9 +158,6 @@ class APoTAct(_APoTQuantizer, QuantAct):
     """A grid of k bits, for a convolution's input behind a ReLU; alpha learns at the network's own rate."""
 
     signed = False
-
-    def __init__(self, bits: int) -> None:
-        super().__init__(bits, start=8.0)
 
 
 def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:

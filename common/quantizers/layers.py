@@ -63,22 +63,17 @@ class LearnedScale(Quantizer):
 
     A scale that is not finite, not positive, or a factor 100 away from the reference counts as the reference, in
     every forward pass; while training it is also set to it. Nothing here waits for the device after initialisation.
-
-    Args:
-        start: the initial value, for a method that prescribes one; it holds at every width. ``None``: ``initial_scale``
-            of the data.
     """
 
     reference: Tensor
     width: Tensor
 
-    def __init__(self, bits: int, start: float | None = None) -> None:
+    def __init__(self, bits: int) -> None:
         super().__init__(bits)
-        self.start = start
-        self.scale = nn.Parameter(torch.tensor(start or 1.0))
-        self.register_buffer("reference", torch.tensor(start or 0.0))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("reference", torch.zeros(()))
         self.register_buffer("width", torch.tensor(bits))
-        self._initialised = start is not None  # mirrors ``reference > 0``, so that no forward pass reads the device
+        self._initialised = False  # mirrors ``reference > 0``, so that no forward pass reads the device
 
     @property
     def initialised(self) -> bool:
@@ -94,8 +89,6 @@ class LearnedScale(Quantizer):
         self._set(self._initial(weight))
 
     def _initial(self, x: Tensor) -> Tensor:
-        if self.start is not None:
-            return torch.full_like(self.reference, self.start)
         return self.initial_scale(x.detach()).to(self.reference)
 
     def _set(self, value: Tensor) -> None:
@@ -129,8 +122,7 @@ class LearnedScale(Quantizer):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if int(self.width) != self.bits:
             self.width = torch.full_like(self.width, self.bits)
-            if self.start is None:
-                self.reference = torch.zeros_like(self.reference)
+            self.reference = torch.zeros_like(self.reference)
         self._initialised = bool(self.reference > 0)
 
 

@@ -67,12 +67,24 @@ def test_scales_begin_at_the_papers_values(bits):
             assert quantizer.reference.item() == quantizer.scale.item()
 
 
-def test_apot_begins_at_its_authors_clipping_values():
-    scheme = make_scheme("apot", bitW=3, abitW=3)
-    conv = scheme.conv(2, 2, 1)
-    conv(torch.rand(1, 2, 2, 2))
-    assert conv.weight_quantizer.scale.item() == 3.0
-    assert conv.input_quantizer.scale.item() == 8.0
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+def test_apot_begins_where_its_error_is_least(bits):
+    generator = torch.Generator().manual_seed(bits)
+    w, x = torch.randn(8, 4, 3, 3, generator=generator), torch.rand(500, generator=generator) ** 3
+    scheme = make_scheme("apot", bitW=bits, abitW=bits)
+    for quantizer, data in (
+        (METHODS["apot"].weight(bits, scheme), (w - w.mean()) / w.std()),
+        (METHODS["apot"].activation(bits, scheme), x),
+    ):
+        quantizer(data)
+
+        def error(alpha, quantizer=quantizer, data=data):
+            levels = torch.cat((-quantizer.levels, quantizer.levels)) if quantizer.signed else quantizer.levels
+            return (data.reshape(-1, 1) - alpha * levels).abs().amin(1).square().mean().item()
+
+        tried = [error(data.abs().max() * step / 32) for step in range(1, 33)]
+        assert error(quantizer.scale.detach()) == pytest.approx(min(tried), rel=1e-4)
+        assert min(tried) < 0.9 * error(torch.tensor(8.0))
 
 
 def test_apot_takes_the_smaller_magnitude_on_a_tie():
