@@ -1,6 +1,7 @@
 """Shared by all tests: one thread per process, golden vectors, and the real command lines run in a temporary folder."""
 
 import os
+import shlex
 import subprocess
 import sys
 import zlib
@@ -38,6 +39,13 @@ def fill_by_name(model: torch.nn.Module) -> torch.nn.Module:
             drawn = drawn * np.sqrt(2 / np.prod(value.shape[1:]))
         value.copy_(torch.from_numpy(drawn.astype(np.float32)))
     return model
+
+
+def readme_command(part: str) -> list[str]:
+    """The words behind "python main.py" of the one command in README.md that holds ``part``, as a shell splits them."""
+    text = (REPOSITORY / "README.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("python main.py") and part in line]
+    return shlex.split(line)[2:]
 
 
 def start(folder: str, *arguments: object, cwd: Path | None = None) -> subprocess.Popen:

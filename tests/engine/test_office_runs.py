@@ -12,49 +12,13 @@ import torch
 from PIL import Image
 
 from common.models import build_model
-from tests.conftest import refusal, run, same_weights, start
+from tests.conftest import readme_command, refusal, run, same_weights, start
 
 PROGRAMS = {
     "dann_office": ("resnet50_dann", []),
     "dsan_office": ("resnet50_dsan", ["--param", "0.3"]),
 }
-README = [
-    "--src_data",
-    "dslr",
-    "--tgt_data",
-    "webcam",
-    "--train_split",
-    "True",
-    "--method",
-    "ours",
-    "--source_dir",
-    "pretrained",
-    "--arch",
-    "resnet",
-    "--train_batch_size",
-    "28",
-    "--eval_batch_size",
-    "28",
-    "--lr",
-    "0.001",
-    "--lr_gamma",
-    "0.1",
-    "--lr_decay_steps",
-    "[80,",
-    "120]",
-    "--momentum",
-    "0.9",
-    "--weight_decay",
-    "0.0005",
-    "--lam",
-    "1",
-    "--lam2",
-    "4",
-    "--act_range",
-    "2",
-    "--print_freq",
-    "10",
-]
+README = readme_command('--source_file "dslr_webcam')
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +55,11 @@ def test_the_readme_command_runs_after_the_same_program_made_the_source_file(pro
     task = f"cross_domain/{program}/daq_crp"
     demo = ["--demo", "--data_dir", tmp_path / "data", "--img_size", 32, "--num_epochs", 1, "--num_workers", 0, *extra]
     source = tmp_path / "pretrained" / "dslr_webcam" / "dw_32bit"
-    first = run(task, *README, *demo, "--bitW", 32, "--abitW", 32, "--job_dir", source, cwd=tmp_path)
+    at = README.index("--source_file")
+    words = [*README[:at], *README[at + 2 :], *demo, "--model", model, "--bitW", 32, "--abitW", 32]
+    first = run(task, *words, "--job_dir", source, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    words = ["--model", model, "--source_file", "dslr_webcam/dw_32bit/model_best.pt", "--bitW", 8, "--abitW", 8]
-    second = run(task, *README, *words, *demo, "--job_dir", tmp_path / "job", cwd=tmp_path)
+    second = run(task, *README, *demo, "--model", model, "--job_dir", tmp_path / "job", cwd=tmp_path)
     assert second.returncode == 0, second.stderr
     result = summary(tmp_path / "job")
     assert result["crp"] is True

@@ -11,50 +11,10 @@ import pytest
 import torch
 
 from common.models import build_model
-from tests.conftest import refusal, run, same_weights, start, weights
+from tests.conftest import readme_command, refusal, run, same_weights, start, weights
 
 RESNET20 = "single_domain/resnet20"
-README = [
-    "--method",
-    "ours",
-    "--source_dir",
-    "pretrained",
-    "--source_file",
-    "res20_32bit/model_best.pt",
-    "--arch",
-    "resnet",
-    "--bitW",
-    "8",
-    "--abitW",
-    "8",
-    "--target_model",
-    "resnet20_quant",
-    "--source_model",
-    "resnet20",
-    "--train_batch_size",
-    "128",
-    "--eval_batch_size",
-    "100",
-    "--lr",
-    "0.04",
-    "--lr_gamma",
-    "0.1",
-    "--lr_decay_steps",
-    "[80,",
-    "120]",
-    "--momentum",
-    "0.9",
-    "--weight_decay",
-    "0.0001",
-    "--lam",
-    "1",
-    "--lam2",
-    "4",
-    "--act_range",
-    "2",
-    "--print_freq",
-    "200",
-]
+README = readme_command('--source_file "res20_32bit')
 
 
 @pytest.fixture(scope="module")
