@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from common.quantizers.alignq import _aligned_position, density
+from common.quantizers.alignq import aligned_position, density
 from common.quantizers.rounding import FLOAT_BITS, Grid
 
 On = Literal["aligned", "quantized"]
@@ -99,15 +99,14 @@ class _AlignWithShift(torch.autograd.Function):
         blocks = columns.split(width, 1)
         targets = [None] * len(blocks) if levels is None else levels.split(width, 1)
         product = torch.zeros(len(x), len(x), dtype=_wide(x), device=x.device)
-        lowest = torch.full((), -grid.offset / grid.scale, dtype=product.dtype, device=x.device)
         statistics: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):
             for block, target in zip(blocks, targets, strict=True):
                 wide = block.to(product.dtype)
-                y = _aligned_position(wide, r, grid)
+                y = aligned_position(wide, r, grid)
                 codes = y if grid is UNROUNDED else torch.round(y)
                 if target is not None:
-                    torch.add(lowest, codes, alpha=1 / grid.scale, out=target)
+                    grid.values(codes, out=target)
                 if rounded:
                     y = codes
                 xs, x_mean, x_std = _centre(wide)
@@ -146,7 +145,7 @@ class _AlignWithShift(torch.autograd.Function):
                 x_mean, x_std, y_mean, y_std = statistics[:4]
                 del statistics[:4]
                 wide = block.to(grad.dtype)
-                y = _aligned_position(wide, r, grid)
+                y = aligned_position(wide, r, grid)
                 if rounded:
                     y.round_()
                 gy = _standardise_backward(y.sub_(y_mean), y_std, eps * grid.scale, at_y, passed)

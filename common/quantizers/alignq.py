@@ -36,7 +36,7 @@ def density(u: Tensor, r: float = 1.0) -> Tensor:
     return torch.addcmul(log_peak, u, u, value=-0.5).exp_()
 
 
-def _aligned_position(u: Tensor, r: float, grid: Grid) -> Tensor:
+def aligned_position(u: Tensor, r: float, grid: Grid) -> Tensor:
     """The real-valued code of align(u, r) on ``grid``, in as few passes over memory as torch offers."""
     offset = torch.full((), grid.offset, dtype=u.dtype, device=u.device)
     return torch.add(offset, torch.erf_(u * SQRT_HALF), alpha=r * grid.scale)
@@ -45,9 +45,7 @@ def _aligned_position(u: Tensor, r: float, grid: Grid) -> Tensor:
 def _align_and_round(u: Tensor, r: float, grid: Grid | None) -> Tensor:
     if grid is None:
         return align(u, r)
-    codes = _aligned_position(u, r, grid).round_()
-    lowest = torch.full((), -grid.offset / grid.scale, dtype=u.dtype, device=u.device)
-    return torch.add(lowest, codes, alpha=1 / grid.scale)
+    return grid.values(aligned_position(u, r, grid).round_())
 
 
 class _AlignActivation(torch.autograd.Function):
@@ -103,7 +101,7 @@ class _AlignWeight(torch.autograd.Function):
         u, inverse_std = standardize(w)
         h = density(u).mul_(grad)
         if ctx.grid is not None and ctx.slope is not None:
-            h.mul_(sigmoid_slope(_aligned_position(u, 1.0, ctx.grid), *ctx.slope))
+            h.mul_(sigmoid_slope(aligned_position(u, 1.0, ctx.grid), *ctx.slope))
         return standardize_backward(h, u, inverse_std), None, None
 
 

@@ -25,8 +25,10 @@ class Grid:
         """Integer codes (as floats) of real ``values``; values beyond the grid's range are not clipped."""
         return torch.round(values * self.scale + self.offset)
 
-    def values(self, codes: Tensor) -> Tensor:
-        return (codes - self.offset) / self.scale
+    def values(self, codes: Tensor, out: Tensor | None = None) -> Tensor:
+        """The levels of ``codes``, in one pass over memory; written to ``out`` where given."""
+        lowest = torch.full((), -self.offset / self.scale, dtype=codes.dtype, device=codes.device)
+        return torch.add(lowest, codes, alpha=1 / self.scale, out=out)
 
 
 def exact_grid(bits: int, r: float) -> Grid:
