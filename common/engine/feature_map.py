@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.engine.cross_data import CrossData
 
-SHOWN = 400  # images of each domain in a picture
+SHOWN = 200  # images of each domain in a picture
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def draw(before: dict[str, np.ndarray], after: dict[str, np.ndarray], path: Path
         features = np.concatenate((arrays["source"], arrays["target"]))
         features = PCA(min(30, *features.shape), random_state=0).fit_transform(features)
         perplexity = min(30, (len(features) - 1) / 3)
-        flat = TSNE(perplexity=perplexity, random_state=0, init="pca").fit_transform(features)
+        flat = TSNE(perplexity=perplexity, random_state=0, init="pca", max_iter=500).fit_transform(features)
         count = len(arrays["source"])
         for domain, points, marker in (("source", flat[:count], "o"), ("target", flat[count:], "x")):
             labels = arrays[f"{domain}_labels"]

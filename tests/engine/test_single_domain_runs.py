@@ -167,14 +167,15 @@ def test_kill_9_at_random_moments_never_leaves_an_unreadable_file(job: list[str]
 
 
 def test_the_second_of_two_runs_in_one_folder_is_refused(job: list[str]) -> None:
-    common = [*job, "--pretrained", "no", "--bitW", 4, "--num_epochs", 50]
+    common = [*job, "--pretrained", "no", "--bitW", 4, "--num_epochs", 200]
     first = start(RESNET20, *common)
-    while not (folder_of(job) / "config.json").exists():
+    while not (folder_of(job) / "checkpoint" / "last.pt").exists():
         time.sleep(0.05)
-    assert "another run is writing there" in refusal(RESNET20, *common)
+        assert first.poll() is None
+    assert "another run is writing there" in refusal(RESNET20, *common, "--resume")
     first.kill()
     first.communicate()
-    assert "--resume" in refusal(RESNET20, *common) or not (folder_of(job) / "checkpoint" / "last.pt").exists()
+    assert "add --resume to continue it" in refusal(RESNET20, *common), "a killed run leaves no lock"
 
 
 def test_reset_starts_over_and_removes_only_our_own_folders(job: list[str], tmp_path: Path) -> None:
