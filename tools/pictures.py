@@ -44,8 +44,8 @@ def weight_grid(axes: Axes, weights: np.ndarray, thresholds: np.ndarray, levels:
         axes.axvline(threshold, color=COLOURS[1], lw=0.8)
     top = axes.get_ylim()[1]
     for left, right, level in zip(edges, edges[1:], levels, strict=False):
-        axes.text((left + right) / 2, top * 0.99, f"{level:+.2f}", rotation=90, ha="center", va="top", fontsize=7)
-    axes.set(xlabel="weight", ylabel="count", title=title, ylim=(0, top * 1.15), xlim=(low, high))
+        axes.text((left + right) / 2, top * 1.14, f"{level:+.2f}", rotation=90, ha="center", va="top", fontsize=7)
+    axes.set(xlabel="weight", ylabel="count", title=title, ylim=(0, top * 1.16), xlim=(low, high))
 
 
 def accuracy_by_bits(
