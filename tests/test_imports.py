@@ -29,6 +29,6 @@ print("modules", len([m for m in sys.modules if m.startswith("common.")]))
 
 def test_importing_every_module_opens_nothing_and_takes_no_device() -> None:
     program = PROGRAM.replace("torchvision_loaded_first", "common.vision")
-    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-B", "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[1]) > 30

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.engine.cross_data import CrossData
 
-SHOWN = 200  # images of each domain in a picture
+SHOWN = 100  # images of each domain in a picture
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def test_without_the_float_file_it_says_where_it_looked(job: list[str], tmp_path
 
 @pytest.mark.parametrize("name", ["resnet56", "densenet40"])
 def test_the_other_two_networks_train_quantized(name: str, job: list[str]) -> None:
-    arguments = [*job, "--pretrained", "False", "--bitW", 3, "--num_epochs", 1, "--train_batch_size", 32]
+    arguments = [*job, "--pretrained", "False", "--bitW", 3, "--num_epochs", 1, "--train_batch_size", 128]
     result = run(f"single_domain/{name}", *arguments)
     assert result.returncode == 0, result.stderr
     assert len(weights(folder_of(job) / "checkpoint" / "last.pt")) == {"resnet56": 344, "densenet40": 236}[name]
@@ -153,7 +153,7 @@ def test_kill_9_at_random_moments_never_leaves_an_unreadable_file(job: list[str]
     common = [*job, "--bitW", 4, "--pretrained", "no", "--num_epochs", 4]
     assert run(RESNET20, *common, "--job_dir", whole).returncode == 0
     moments = random.Random(0)
-    for _ in range(4):
+    for _ in range(3):
         process = start(RESNET20, *common, "--job_dir", killed, "--resume")
         time.sleep(moments.uniform(3.0, 7.0))
         os.kill(process.pid, signal.SIGKILL)
