@@ -1,6 +1,8 @@
 """Shared by all tests: one thread per process, golden vectors, and the real command lines run in a temporary folder."""
 
+import multiprocessing
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["common.engine.single_domain", "common.engine.cross_domain"])
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +69,26 @@ def start(folder: str, *arguments: object, cwd: Path | None = None) -> subproces
     )
 
 
+def _become(program: Path, words: list[str], cwd: Path, out: str, err: str) -> None:
+    """In a fresh process: what `python program words…` does, with its output in files."""
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY), stream)
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    sys.argv = [str(program), *words]
+    runpy.run_path(str(program), run_name="__main__")
+
+
 def run(folder: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run a task's program to its end."""
-    process = start(folder, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    """Run a task's program to its end, in a process of its own that has already imported what they all import."""
+    program = REPOSITORY / folder / "main.py"
+    words = [str(argument) for argument in arguments]
+    with NamedTemporaryFile("r") as out, NamedTemporaryFile("r") as err:
+        process = FORKS.Process(target=_become, args=(program, words, cwd or program.parent, out.name, err.name))
+        process.start()
+        process.join(timeout=300)
+        assert process.exitcode is not None, f"{program} {words}: still running after 300 s"
+        return subprocess.CompletedProcess([str(program), *words], process.exitcode, out.read(), err.read())
 
 
 def refusal(folder: str, *arguments: object, cwd: Path | None = None) -> str:
