@@ -69,11 +69,13 @@ def start(folder: str, *arguments: object, cwd: Path | None = None) -> subproces
     )
 
 
-def _become(program: Path, words: list[str], cwd: Path, out: str, err: str) -> None:
+def _become(program: Path, words: list[str], cwd: Path, environment: dict[str, str], out: str, err: str) -> None:
     """In a fresh process: what `python program words…` does, with its output in files."""
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY), stream)
     os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     sys.argv = [str(program), *words]
     runpy.run_path(str(program), run_name="__main__")
@@ -84,7 +86,8 @@ def run(folder: str, *arguments: object, cwd: Path | None = None) -> subprocess.
     program = REPOSITORY / folder / "main.py"
     words = [str(argument) for argument in arguments]
     with NamedTemporaryFile("r") as out, NamedTemporaryFile("r") as err:
-        process = FORKS.Process(target=_become, args=(program, words, cwd or program.parent, out.name, err.name))
+        arguments = (program, words, cwd or program.parent, dict(os.environ), out.name, err.name)
+        process = FORKS.Process(target=_become, args=arguments)
         process.start()
         process.join(timeout=300)
         assert process.exitcode is not None, f"{program} {words}: still running after 300 s"
@@ -94,10 +97,14 @@ def run(folder: str, *arguments: object, cwd: Path | None = None) -> subprocess.
 def refusal(folder: str, *arguments: object, cwd: Path | None = None) -> str:
     """The one line with which a program refuses; fails if it is not one line and status 2."""
     result = run(folder, *arguments, cwd=cwd)
-    lines = [line for line in result.stderr.splitlines() if "error:" in line]
-    assert result.returncode == 2, result.stderr
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr
+    return refusal_line(result.returncode, result.stderr)
+
+
+def refusal_line(status: int, stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if "error:" in line]
+    assert status == 2, stderr
+    assert len(lines) == 1, stderr
+    assert "Traceback" not in stderr
     return lines[0]
 
 

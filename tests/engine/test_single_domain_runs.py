@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from common.models import build_model
-from tests.conftest import readme_command, refusal, run, same_weights, start, weights
+from tests.conftest import readme_command, refusal, refusal_line, run, same_weights, start, weights
 
 RESNET20 = "single_domain/resnet20"
 README = readme_command('--source_file "res20_32bit')
@@ -301,7 +301,8 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_was_saved(job: list[str], t
     full.write_text("import os\ndef fsync(fd):\n    raise OSError(28, 'No space left on device')\nos.fsync = fsync\n")
     os.environ["PYTHONPATH"] = str(tmp_path)
     try:
-        line = refusal(RESNET20, *common, "--resume")
+        process = start(RESNET20, *common, "--resume")
+        line = refusal_line(process.wait(), process.stderr.read())
     finally:
         del os.environ["PYTHONPATH"]
     assert "No space left on device" in line
