@@ -55,9 +55,7 @@ def fetch(url: str, destination: Path | str, md5: str, hint: str = "") -> Path:
     except _Refused as refusal:
         raise UserError(f"could not download {url}: {refusal}; {by_hand}") from None
     except OSError as error:
-        raise UserError(
-            f"could not write {destination}: {_reason(error)}; make room or choose another folder"
-        ) from None
+        raise UserError(f"could not write {destination}: {reason(error)}; make room or choose another folder") from None
     return destination
 
 
@@ -78,7 +76,7 @@ def unpack(archive: Path, folder: Path) -> Path:
             os.rename(building / folder.name, folder)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise UserError(
-                f"could not unpack {archive}: {_reason(error)}; expected {folder.name}/ inside; delete it and run "
+                f"could not unpack {archive}: {reason(error)}; expected {folder.name}/ inside; delete it and run "
                 "again to download it afresh"
             ) from None
         finally:
@@ -88,7 +86,20 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 def md5_of(path: Path | str) -> str:
     """The MD5 of a file's bytes, as 32 hexadecimal digits."""
-    digest = hashlib.md5(usedforsecurity=False)
+    return _digest(path, hashlib.md5(usedforsecurity=False))
+
+
+def sha256_of(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    return _digest(path, hashlib.sha256())
+
+
+def is_web_page(start: bytes) -> bool:
+    """Whether a file that starts with these bytes is what a server says in place of the file asked for."""
+    return start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html"))
+
+
+def _digest(path: Path | str, digest: "hashlib._Hash") -> str:
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -114,7 +125,7 @@ def _download(url: str, part: Path) -> None:
         shown = sys.stderr.isatty()
         bar = stack.enter_context(tqdm(unit="B", unit_scale=True, desc=part.name[1:-5], disable=not shown))
         for index, (chunk, size) in enumerate(_chunks(url)):
-            if index == 0 and chunk.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+            if index == 0 and is_web_page(chunk):
                 raise _Refused("the answer is a web page, not the file")
             file.write(chunk)
             bar.total = size
@@ -132,9 +143,10 @@ def _chunks(url: str) -> Iterator[tuple[bytes, int | None]]:
             while chunk := answer.read(_CHUNK):
                 yield chunk, size
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and a timeout are OSErrors
-        raise _Refused(_reason(error)) from None
+        raise _Refused(reason(error)) from None
 
 
-def _reason(error: BaseException) -> str:
-    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-    return " ".join(str(reason).split()) or type(error).__name__
+def reason(error: BaseException) -> str:
+    """What an error says, in one line."""
+    said = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+    return " ".join(str(said).split()) or type(error).__name__

@@ -9,6 +9,7 @@ from common.engine.tasks import Task
 from common.errors import UserError
 
 PREFIXES = ("", "ours", "others", "apot_lsq")  # of the published folders
+PUBLISHED_NAMES = {"dense_32bit/model_best.pt": "dense_32bit/densenet_40.pt.tar"}  # the one that is called otherwise
 
 
 def width_name(options: argparse.Namespace) -> str:
@@ -57,15 +58,28 @@ def name_files(options: argparse.Namespace, task: Task) -> list[Path]:
 def source_candidates(options: argparse.Namespace, task: Task, runs: Iterable[Path]) -> list[Path]:
     """Where the source file of a run is looked for, in order.
 
-    source_dir/source_file, with each published prefix between them, in the working directory and in the task's folder;
-    then the default job folders of earlier ``runs``. In each place also its checkpoint/ folder, as a job_dir has one.
+    source_dir/source_file, with each published prefix between them, in the working directory, in the task's folder and
+    in that which its variants share; then the default job folders of earlier ``runs``, which come first under --demo: a
+    file trained on the real data is not what a demo run is meant to start from. In each place also its checkpoint/
+    folder, as a job_dir has one, and the name that was published.
     """
-    name = Path(options.source_file)
-    here = [Path(options.source_dir), task.folder / options.source_dir]
-    folders = [root / prefix for root in here for prefix in PREFIXES] + list(runs)
+    names = [Path(options.source_file)]
+    names += [Path(PUBLISHED_NAMES[other]) for other in PUBLISHED_NAMES if names[0] == Path(other)]
+    published = [root / prefix for root in source_folders(options, task) for prefix in PREFIXES]
+    folders = [*runs, *published] if options.demo else [*published, *runs]
     literal = Path(f"{options.source_dir}{options.source_file}")
-    paths = [path for folder in folders for path in (folder / name, (folder / name).parent / "checkpoint" / name.name)]
+    paths = [
+        path
+        for folder in folders
+        for name in names
+        for path in (folder / name, (folder / name).parent / "checkpoint" / name.name)
+    ]
     return list(dict.fromkeys([*paths, literal]))
+
+
+def source_folders(options: argparse.Namespace, task: Task) -> list[Path]:
+    """--source_dir in the working directory, in the task's folder and in that which the task's variants share."""
+    return [folder / options.source_dir for folder in (Path(), task.folder, task.shared)]
 
 
 def find_source(options: argparse.Namespace, task: Task, runs: Iterable[Path]) -> Path:
@@ -79,7 +93,7 @@ def find_source(options: argparse.Namespace, task: Task, runs: Iterable[Path]) -
     for path in candidates:
         if path.is_file():
             return path
-    places = (Path(options.source_dir), task.folder / options.source_dir, *runs)
+    places = (*source_folders(options, task), *runs)
     distinct: dict[Path, Path] = {}
     for place in places:
         distinct.setdefault(place.resolve(), place)
@@ -90,9 +104,13 @@ def find_source(options: argparse.Namespace, task: Task, runs: Iterable[Path]) -
     pair = f" --src_data {options.pair[0]} --tgt_data {options.pair[1]}" if options.pair else ""
     folder = Path(options.source_dir) / Path(options.source_file).parent
     train = f"python main.py{demo}{pair} --bitW {bits} --abitW {bits} --job_dir {folder}"
-    download = f"download it from {link} into {options.source_dir}/, or " if link else ""
+    fetch = (
+        f"fetch it with: python tools/fetch_pretrained.py download --task {task.name} (from {link}), or "
+        if link
+        else ""
+    )
     raise UserError(
         f"the source file {options.source_file} was not found; looked under {looked} (in each also ours/, others/, "
-        f"apot_lsq/). Either {download}train it: {train} "
+        f"apot_lsq/). Either {fetch}train it: {train} "
         "(--pretrained False starts without one)"
     )

@@ -16,7 +16,7 @@ class Task:
     Attributes:
         name: its name in the tables (common.engine.recipes), e.g. "resnet20".
         kind: which program it is: single-domain, DANN on digits, DANN or DSAN on image folders.
-        folder: where its main.py lies; pretrained files are looked for here too.
+        folder: where its main.py lies; pretrained files are looked for here and in ``shared`` too.
         model: default of --target_model or --model.
         stem: how its files are called, e.g. "res20" in res20_32bit/model_best.pt. Cross-domain files are named by pair.
         crp: whether relation preservation is part of it (the daq_crp folders).
@@ -30,3 +30,8 @@ class Task:
     stem: str = ""
     crp: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> Path:
+        """The folder that a task's variants have in common, such as cross_domain/dann_office."""
+        return self.folder if self.kind == "single" else self.folder.parent
