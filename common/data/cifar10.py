@@ -64,11 +64,21 @@ def load(data_dir: Path | str, download: bool = True) -> tuple[ImageSet, ImageSe
     return train, test
 
 
-def _find(data_dir: Path, download: bool) -> Path:
-    inside = data_dir / FOLDER
-    for folder in (inside, data_dir):
+def find(data_dir: Path | str) -> Path | None:
+    """The folder of batches in `data_dir`, or else the archive, which `load` unpacks; None: neither is there."""
+    data_dir = Path(data_dir)
+    for folder in (data_dir / FOLDER, data_dir):
         if (folder / META).is_file() or (folder / TRAIN_BATCHES[0]).is_file():
             return folder
+    archive = data_dir / _URL.rsplit("/", 1)[1]
+    return archive if archive.is_file() else None
+
+
+def _find(data_dir: Path, download: bool) -> Path:
+    inside = data_dir / FOLDER
+    found = find(data_dir)
+    if found is not None and found.is_dir():
+        return found
     archive = data_dir / _URL.rsplit("/", 1)[1]
     if download:
         fetch(_URL, archive, _ARCHIVE_MD5, DEMO_HINT)

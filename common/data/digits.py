@@ -49,6 +49,20 @@ _MNISTM_MD5 = {
     "mnist_m_train.pt.tar.gz": "191ed53db9933bd85cc9700558847391",
     "mnist_m_test.pt.tar.gz": "e11cb4d7fff76d7ec588b1134907db59",
 }
+# folders below the set's own in which torchvision and others keep it, and files of which one says that it is there
+_INNER = {
+    "mnist": ("raw", "MNIST/raw"),
+    "mnistm": ("processed", "MNISTM/processed", "mnist_m", "MNISTM"),
+    "svhn": ("SVHN",),
+    "syndigit": ("syndigits", "synth"),
+}
+_SYNDIGIT_FOLDERS, _SYNDIGIT_FILES = ("imgs_train", "imgs_valid"), ("synth_train_32x32.mat", "synth_test_32x32.mat")
+_FILES = {
+    "mnist": tuple(name for archive in _MNIST_MD5 for name in (archive.removesuffix(".gz"), archive)),
+    "mnistm": ("mnist_m_train.pt", "mnist_m_test.pt", "mnist_m_train", "mnist_m_test"),
+    "svhn": tuple(_SVHN_MD5),
+    "syndigit": (*_SYNDIGIT_FOLDERS, *_SYNDIGIT_FILES),
+}
 # images for training and for test, by published version; SynDigits is published in several
 _COUNTS = {
     "mnist": {(60_000, 10_000)},
@@ -114,10 +128,19 @@ def resolve(name: str) -> str:
     return lowered
 
 
+def find(name: str, root: Path | str) -> Path | None:
+    """The folder in `root` that holds a set, or part of it; nothing is read. None: there is none.
+
+    Raises:
+        UserError: there is no such set.
+    """
+    name = resolve(name)
+    return _find(_places(Path(root), name), _FILES[name])
+
+
 def _mnist(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labelled]]:
     archives = list(_MNIST_MD5)  # images and labels for training, images and labels for test
-    names = [variant for archive in archives for variant in (archive.removesuffix(".gz"), archive)]
-    folder = _find(_places(root, "mnist", "raw", "MNIST/raw"), names) or root / "MNIST" / "raw"
+    folder = find("mnist", root) or root / "MNIST" / "raw"
     files = []
     for archive in archives:
         plain, packed = folder / archive.removesuffix(".gz"), folder / archive
@@ -132,7 +155,7 @@ def _mnist(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labell
 
 
 def _mnistm(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labelled]]:
-    places = _places(root, "mnistm", "processed", "MNISTM/processed", "mnist_m", "MNISTM")
+    places = _places(root, "mnistm")
     folder = _find(places, ["mnist_m_train.pt", "mnist_m_test.pt"])
     if folder is None and (images := _find(places, ["mnist_m_train", "mnist_m_test"])):
         parts = []
@@ -160,7 +183,7 @@ def _mnistm(root: Path, img_size: int, download: bool) -> tuple[Path, list[Label
 
 def _svhn(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labelled]]:
     names = list(_SVHN_MD5)
-    folder = _find(_places(root, "svhn", "SVHN"), names) or root / "svhn"
+    folder = find("svhn", root) or root / "svhn"
     for name, md5 in _SVHN_MD5.items():
         if not (folder / name).is_file():
             _refuse_part_of_demo(folder, folder / name)
@@ -171,10 +194,10 @@ def _svhn(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labelle
 
 
 def _syndigit(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labelled]]:
-    places = _places(root, "syndigit", "syndigits", "synth")
+    places = _places(root, "syndigit")
     for names, read in (
-        (("imgs_train", "imgs_valid"), lambda path: read_class_folders(path, CLASSES, img_size)),
-        (("synth_train_32x32.mat", "synth_test_32x32.mat"), read_mat),
+        (_SYNDIGIT_FOLDERS, lambda path: read_class_folders(path, CLASSES, img_size)),
+        (_SYNDIGIT_FILES, read_mat),
     ):
         folder = _find(places, names)
         if folder is not None:
@@ -198,8 +221,8 @@ _READERS: dict[str, Callable[[Path, int, bool], tuple[Path, list[Labelled]]]] = 
 }
 
 
-def _places(root: Path, name: str, *inner: str) -> list[Path]:
-    return [base / level for base in (root, root / name) for level in ("", *inner)]
+def _places(root: Path, name: str) -> list[Path]:
+    return [base / level for base in (root, root / name) for level in ("", *_INNER[name])]
 
 
 def _find(places: list[Path], names: list[str] | tuple[str, ...]) -> Path | None:

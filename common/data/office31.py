@@ -36,13 +36,12 @@ def load(data_dir: Path | str, domain: str, allow_partial: bool = False) -> Imag
         UserError: the domain is not there, lies on another level, or is not complete.
     """
     data_dir = Path(data_dir)
-    places = (data_dir / FOLDER, data_dir)
-    for root in places:
-        if (root / domain).is_dir():
-            images = read_domain(root, domain)
-            if domain in IMAGE_COUNTS and not (allow_partial or images.demo):
-                _check_complete(images)
-            return images
+    found = find(data_dir, domain)
+    if found is not None:
+        images = read_domain(found.parent, domain)
+        if domain in IMAGE_COUNTS and not (allow_partial or images.demo):
+            _check_complete(images)
+        return images
     for root, below in ((data_dir, domain), (data_dir, f"{FOLDER}/{domain}"), (data_dir / FOLDER, domain)):
         hint = wrong_level(root, below)
         if hint:
@@ -50,9 +49,15 @@ def load(data_dir: Path | str, domain: str, allow_partial: bool = False) -> Imag
     if domain not in IMAGE_COUNTS:
         return read_domain(data_dir, domain)  # which says what is there instead
     raise UserError(
-        f"no {domain} in {places[0]} or {places[1]}; expected Office-31: fetch {ARCHIVE} (md5 {ARCHIVE_MD5}) from "
-        f"{ARCHIVE_URL} and unpack it so that {places[0] / domain / 'images'} exists, {DEMO_HINT}"
+        f"no {domain} in {data_dir / FOLDER} or {data_dir}; expected Office-31: fetch {ARCHIVE} (md5 {ARCHIVE_MD5}) "
+        f"from {ARCHIVE_URL} and unpack it so that {data_dir / FOLDER / domain / 'images'} exists, {DEMO_HINT}"
     )
+
+
+def find(data_dir: Path | str, domain: str) -> Path | None:
+    """The folder of a domain, in `data_dir/office31` or in `data_dir`; nothing in it is read. None: there is none."""
+    places = (Path(data_dir) / FOLDER / domain, Path(data_dir) / domain)
+    return next((place for place in places if place.is_dir()), None)
 
 
 def load_pair(

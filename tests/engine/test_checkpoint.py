@@ -143,11 +143,41 @@ def test_a_missing_source_file_says_where_it_looked_and_the_two_ways(tmp_path: P
         "res20_32bit/model_best.pt",
         str(tmp_path / "pretrained"),
         "experiment",
+        "python tools/fetch_pretrained.py download --task resnet20",
         "drive.google.com",
         "--bitW 32",
     ):
         assert part in text
     assert "\n" not in text
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("variant", ["cdf_alignment", "daq_crp"])
+def test_both_variants_of_a_cross_domain_task_find_the_one_file(variant: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "dslr_webcam/dw_32bit/model_best.pt"
+    task = Task("dann_office", "dann", tmp_path / "dann_office" / variant, "resnet50_dann")
+    path = touch(tmp_path / "dann_office" / "pretrained" / name)
+    assert find_source(source_options(Path("pretrained"), name), task, []) == path
+
+
+def test_the_published_float_densenet_is_found_by_its_own_name(tmp_path: Path) -> None:
+    task = Task("densenet40", "single", Path("/nonexistent"), "densenet_40_quant", "dense")
+    path = touch(tmp_path / "dense_32bit" / "densenet_40.pt.tar")
+    assert find_source(source_options(tmp_path, "dense_32bit/model_best.pt"), task, []) == path
+
+
+def test_a_demo_run_starts_from_the_demo_run_and_not_from_a_fetched_file(tmp_path: Path) -> None:
+    fetched = touch(tmp_path / "pretrained" / "res20_32bit" / "model_best.pt")
+    own = touch(tmp_path / "runs" / "res20_32bit" / "checkpoint" / "model_best.pt")
+    options = source_options(tmp_path / "pretrained")
+    for options.demo, expected in ((False, fetched), (True, own)):
+        assert find_source(options, TASK, [tmp_path / "runs"]) == expected
 
 
 def test_learned_scales_are_taken_over_only_by_the_same_method(file: Path) -> None:

@@ -138,7 +138,9 @@ def assert_refused(site: Site, dest: Path, said: str) -> None:
 def test_a_dropped_connection_is_taken_up_where_it_broke(site: Site, weights: bytes, tmp_path: Path) -> None:
     site.faults[f"/resnet20/{NAME}"] = "drop"
     download(site, tmp_path)
-    assert site.asked[-1] == (f"/resnet20/{NAME}", len(weights) // 2)
+    path, first = site.asked[-1]
+    assert path == f"/resnet20/{NAME}"
+    assert 0 < first <= len(weights) // 2
     assert (tmp_path / "resnet20" / NAME).read_bytes() == weights
 
 
@@ -148,7 +150,9 @@ def test_an_interrupted_download_goes_on_in_the_next_call(site: Site, weights: b
         download(site, tmp_path, retries=0)
     assert looked_at(tmp_path) == []
     download(site, tmp_path, retries=0)
-    assert site.asked[-1] == (f"/resnet20/{NAME}", len(weights) // 2)
+    path, first = site.asked[-1]
+    assert path == f"/resnet20/{NAME}"
+    assert 0 < first <= len(weights) // 2
     assert (tmp_path / "resnet20" / NAME).read_bytes() == weights
 
 
