@@ -21,6 +21,7 @@ from published.by_hand import contents  # noqa: E402
 from published.layout import TASKS, check, folder_of, is_weights, owner_of, place, safe_name, wanted  # noqa: E402
 from published.sources import Remote, transfer  # noqa: E402
 
+from common.data.download import reason  # noqa: E402
 from common.engine import recipes  # noqa: E402
 from common.engine.cli import INTERRUPTED, run_cleanly  # noqa: E402
 from common.engine.tasks import Task  # noqa: E402
@@ -188,6 +189,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        raise UserError(f"could not write{where}: {reason(error)}; make room, or choose another --dest") from None
 
 
 def _listing(task: Task, folder: Path, base_url: str | None, retries: int) -> dict[str, Remote]:
@@ -207,7 +211,7 @@ def _listing(task: Task, folder: Path, base_url: str | None, retries: int) -> di
 
 def _by_hand(task: Task, folder: Path, refused: list[tuple[str, str]]) -> str:
     """Why files did not come, and how to get them without this program."""
-    why = "; ".join(f"{name}: {reason}" for name, reason in refused)
+    why = "; ".join(f"{name}: {said}" for name, said in refused)
     return (
         f"{task.name}: {why}. By hand: open {recipes.PRETRAINED_LINKS[task.name]} and put the file at "
         f"{folder / refused[0][0]}, or type: python tools/fetch_pretrained.py install DIR_OR_ZIP --task {task.name}"

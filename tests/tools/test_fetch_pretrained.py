@@ -1,6 +1,7 @@
 """Fetching the published weights: what arrives, from where, and that nothing else is ever where a program would find it."""
 
 import ast
+import errno
 import hashlib
 import io
 import json
@@ -76,6 +77,7 @@ def test_what_arrives_is_found_by_the_program_and_recorded(site: Site, weights: 
     records = ledger.read(tmp_path / "resnet20" / ledger.NAME)
     assert records[NAME]["sha256"] == hashlib.sha256(weights).hexdigest()
     assert not (tmp_path / "resnet20" / ".fetching").exists()
+    assert (tmp_path / "resnet20" / NAME).stat().st_mode == (tmp_path / "resnet20" / ledger.NAME).stat().st_mode
 
 
 def test_what_is_here_is_not_fetched_again(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -119,7 +121,7 @@ def test_a_file_that_is_listed_and_not_there_is_refused(site: Site, tmp_path: Pa
 
 def test_no_server_is_said_without_a_trace(site: Site, tmp_path: Path) -> None:
     site.url = "http://127.0.0.1:9"  # nothing answers there
-    assert_refused(site, tmp_path, "127.0.0.1")
+    assert_refused(site, tmp_path, "no connection to 127.0.0.1")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -227,6 +229,25 @@ def test_a_drive_over_its_quota_is_one_line(where: str, site: Site, tmp_path: Pa
     assert "Too many users" in str(raised.value)
     assert "Advice" not in str(raised.value)
     assert str(tmp_path / "resnet20" / NAME) in str(raised.value)
+
+
+def test_a_full_disk_and_ctrl_c_end_cleanly(site: Site, tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "file"))
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = ["download", "--task", "resnet20", "--dest", str(tmp_path), "--base_url", site.url]
+    monkeypatch.setattr(sys, "argv", ["fetch_pretrained.py", *words])
+    monkeypatch.setattr(fetch_pretrained, "transfer", full)
+    with pytest.raises(UserError, match=r"could not write .*: No space left on device; make room"):
+        fetch_pretrained.main()
+    monkeypatch.setattr(fetch_pretrained, "transfer", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        fetch_pretrained.main()
+    assert "interrupted; the same command goes on from there" in capsys.readouterr().err
+    assert looked_at(tmp_path) == []
 
 
 def test_without_gdown_one_line_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,4 +87,7 @@ def _move(staged: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(staged, "rb") as file:
         os.fsync(file.fileno())
+    mask = os.umask(0)
+    os.umask(mask)
+    staged.chmod(0o666 & ~mask)  # a temporary file is readable by its owner alone
     os.replace(staged, target)

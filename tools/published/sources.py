@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from common.data.download import is_web_page, reason
+from common.data.download import is_web_page
 from common.engine.cli import DISK_FAULTS
 from common.errors import UserError
 from published import ledger
@@ -107,7 +107,10 @@ def require_gdown() -> ModuleType:
 
 
 def _short(error: Exception) -> str:
-    """The first sentence of what gdown or requests say; addresses and advice come after it."""
-    words = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = " ".join(words[:2]) if words[0].endswith(":") else words[0]
-    return reason(ValueError(text))[:200].rstrip(".:")
+    """What gdown or requests say, without the addresses and the advice that come after it."""
+    fault = error if isinstance(error, OSError) else error.__cause__
+    request = getattr(fault, "request", None)
+    if request is not None and getattr(fault, "response", None) is None:
+        return f"no connection to {urllib.parse.urlsplit(request.url).hostname} ({type(fault).__name__})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200].rstrip(".:")
