@@ -1,8 +1,8 @@
 """Quantized weights as codes of k bits in bytes.
 
-Every method's weights are scale * levels[code]: a table of levels that all layers of a network share, ascending, and one
+Every method's weights are scale * levels[code]: an ascending table of levels that all layers of a network share, and a
 scale for each layer or filter. The product is the very multiplication that ends the method's own formula, so decoding
-gives back its floats bit for bit (a negative zero comes back as zero).
+gives back its floats exactly (only a negative zero comes back as zero).
 """
 
 import torch

@@ -1,0 +1,67 @@
+"""The evaluation network of a training checkpoint."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.deploy.description import Description, describe, use_of
+from common.engine import checkpoint
+from common.engine.options import FLAGS
+from common.errors import UserError
+
+NETWORK_FLAGS = ("method", "bitW", "abitW", "act_range", "levels", "stage", "img_size", "quant_shortcut")
+
+
+def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]]:
+    """The fake-quantized network of a checkpoint, as evaluation in its run computes it.
+
+    Args:
+        typed: ``model`` and ``NETWORK_FLAGS``, which win over the run's configuration in the checkpoint. A published
+            file has none and needs ``model`` and the bits.
+    Returns:
+        The network in evaluation mode, its description, and lines to tell the user.
+    Raises:
+        UserError: not a checkpoint, of another network, without the configuration or a part of the weights.
+    """
+    content = checkpoint.read(path)
+    recorded = content.get("config")
+    recorded = dict(recorded) if isinstance(recorded, Mapping) else {}
+    config = recorded | {name: _value(name, value) for name, value in typed.items() if value is not None}
+    for one, other in (("bitW", "abitW"), ("abitW", "bitW")):
+        if one not in config and other in config:
+            config[one] = config[other]
+    if absent := [name for name in ("model", "bitW") if name not in config]:
+        raise UserError(f"{path} does not say how it was trained; type {' and '.join(f'--{name}' for name in absent)}")
+    weights = checkpoint.weights_of(content, path)
+    bias = use_of(config["model"]).class_bias
+    if bias not in weights:
+        raise UserError(f"{path}: no {bias} in it; expected a file of {config['model']}")
+    description = describe(config, len(weights[bias]), _classes(path))
+    network = description.build()
+    report, _ = checkpoint.load_weights(network, path, description.scheme["method"])
+    if missing := [name for name in report.missing if not name.endswith("num_batches_tracked")]:
+        raise UserError(f"{path}: {missing[0]} and {len(missing) - 1} more tensors of {config['model']} are not in it")
+    changed = [name for name in ("method", "bitW", "abitW") if recorded.get(name, config[name]) != config[name]]
+    notes = [f"note: trained with --{name} {recorded[name]}, taken with --{name} {config[name]}" for name in changed]
+    return network.eval(), description, notes
+
+
+def _value(name: str, typed: Any) -> Any:
+    """What a typed flag says, read as the programs read it."""
+    read = next(flag.read for flag in FLAGS if f"--{name}" in flag.names.split())
+    try:
+        return read(str(typed))
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        raise UserError(f"--{name}: {error}") from None
+
+
+def _classes(path: Path) -> tuple[str, ...]:
+    """The class names that the run of a checkpoint in its job's folder recorded."""
+    try:
+        return tuple(map(str, json.loads((path.parent.parent / "summary.json").read_text())["classes"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
