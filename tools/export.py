@@ -18,12 +18,13 @@ sys.path.insert(0, str(REPOSITORY))
 import fire  # noqa: E402
 
 from common.deploy import packed  # noqa: E402
+from common.deploy.files import ONNX, PACKED  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
 from common.engine.cli import run_cleanly  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 FORMATS: dict[str, tuple[str, Callable[..., None]]] = {  # suffix, and (network, description, path) -> file
-    "packed": (".safetensors", packed.save),
+    "packed": (PACKED, packed.save),
 }
 
 
@@ -50,6 +51,8 @@ def export(
         raise UserError(f"--format {format}: expected {' or '.join(FORMATS)}")
     suffix, write = FORMATS[format]
     source, path = Path(str(checkpoint)), Path(str(out))
+    if source.suffix in (PACKED, ONNX):
+        raise UserError(f"--checkpoint {source}: already exported; expected a checkpoint such as model_best.pt")
     if path.suffix != suffix or path.is_dir():
         raise UserError(f"--out {path}: expected the name of a file that ends in {suffix}")
     network, description, notes = restore(source, model=model, **flags)

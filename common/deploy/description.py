@@ -138,7 +138,7 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
         arguments=arguments,
         task=use.task,
         classes=names,
-        preprocessing={"resize": resize, "crop": size, "mean": mean, "std": std},
+        preprocessing={"resize": resize, "crop": size, "mean": list(mean), "std": list(std)},
         data={name: config[name] for name in DATA if config.get(name) is not None},
     )
 

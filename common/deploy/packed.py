@@ -28,7 +28,6 @@ from common.errors import UserError
 from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer
 
 FORMAT, VERSION = "alignq-packed", 1
-MOST_LEVELS = 512
 
 
 def save(network: nn.Module, description: Description, path: Path) -> None:
@@ -151,13 +150,12 @@ def _check(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     if parts.scaled:
         expected["activation_scales"] = (torch.float32, (len(parts.scaled),))
     if parts.packed:
-        count = tensors["levels"].numel()
-        if not 2 <= count <= MOST_LEVELS:
-            raise ValueError(f"{count} levels")
-        expected["levels"] = (torch.float32, (count,))
+        quantizer: Any = next(iter(parts.packed.values())).weight_quantizer
+        levels = levels_of(quantizer)
+        expected["levels"] = (torch.float32, (len(levels),))
         expected["scales"] = (torch.float32, (sum(_groups(parts, tensors["scales"])),))
         for name, layer in parts.packed.items():
-            size = -(-layer.weight.numel() * code_bits(tensors["levels"]) // 8)
+            size = -(-layer.weight.numel() * code_bits(levels) // 8)
             expected[f"{name}.codes"] = (torch.uint8, (size,))
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
