@@ -44,9 +44,12 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
     network = description.build()
     report, _ = checkpoint.load_weights(network, path, description.scheme["method"])
     if missing := [name for name in report.missing if not name.endswith("num_batches_tracked")]:
-        raise UserError(f"{path}: {missing[0]} and {len(missing) - 1} more tensors of {config['model']} are not in it")
-    changed = [name for name in ("method", "bitW", "abitW") if recorded.get(name, config[name]) != config[name]]
-    notes = [f"note: trained with --{name} {recorded[name]}, taken with --{name} {config[name]}" for name in changed]
+        raise UserError(f"{path}: {len(missing)} tensors of {config['model']} such as {missing[0]} are not in it")
+    notes = [
+        f"note: trained with --{name} {recorded[name]}, taken with --{name} {description.scheme[name]}"
+        for name in ("method", "bitW", "abitW")
+        if name in recorded and recorded[name] != description.scheme[name]
+    ]
     return network.eval(), description, notes
 
 

@@ -1,0 +1,228 @@
+"""A run's checkpoint exported, evaluated against itself and asked about single images, through the tools' own functions."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data import cifar10
+from common.data.demo import cifar10 as demo_cifar10
+from common.data.demo.folder import build_once
+from common.deploy import packed
+from common.deploy.description import describe
+from common.engine import checkpoint
+from common.engine.single_domain import run
+from common.engine.tasks import Task
+from common.errors import UserError
+from tests.conftest import REPOSITORY
+
+TEST_IMAGES = 40
+
+
+def fill(folder: Path) -> None:
+    """CIFAR-10's files with a few images of noise."""
+    rng = np.random.default_rng(0)
+    for name, count in (*((name, 8) for name in cifar10.TRAIN_BATCHES), (cifar10.TEST_BATCH, TEST_IMAGES)):
+        images = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+        demo_cifar10._write_batch(folder / name, "noise", images, np.arange(count) % 10)
+    meta = {"num_cases_per_batch": 8, "label_names": list(demo_cifar10.CLASSES), "num_vis": 3072}
+    (folder / cifar10.META).write_bytes(demo_cifar10.python2_pickle(meta))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    build_once(root / "demo" / "cifar10" / cifar10.FOLDER, demo_cifar10.ABOUT, fill)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The checkpoint of a real run, by a method with learned scales."""
+    job = tmp_path_factory.mktemp("job")
+    flags = f"--demo --data_dir {data} --job_dir {job} --method lsq --bitW 3 --abitW 4 --pretrained no --num_epochs 1"
+    words = [*shlex.split(flags), "--train_batch_size", "20", "--device", "cpu"]
+    run(Task("resnet20", "single", REPOSITORY, "resnet20_quant", "res20"), words)
+    return job / "checkpoint" / "model_best.pt"
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path) -> Path:
+    from export import export
+
+    path = trained.parent / "out" / "model.safetensors"
+    export(checkpoint=str(trained), out=str(path))
+    return path
+
+
+Said = Callable[[], str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    return lambda: capsys.readouterr().out
+
+
+def test_bits_and_method_come_from_the_run(exported: Path) -> None:
+    network, description = packed.load(exported)
+    assert (description.scheme["method"], description.scheme["bitW"], description.scheme["abitW"]) == ("lsq", 3, 4)
+    assert description.demo
+    assert description.classes == demo_cifar10.CLASSES
+    assert len(network.layers[0].conv0.weight.unique()) <= 8
+
+
+def test_a_packed_file_never_disagrees_with_its_checkpoint(
+    trained: Path, exported: Path, data: Path, said: Said
+) -> None:
+    from evaluate import evaluate
+
+    evaluate(model=str(exported), against=str(trained), demo=True, data_dir=str(data))
+    lines = said().splitlines()
+    assert f"0 of {TEST_IMAGES} predictions differ, largest logit difference 0" in lines[-1]
+    top1 = [line.split("top-1: ")[1].split()[0] for line in lines if "top-1" in line]
+    assert len(top1) == 2
+    assert top1[0] == top1[1]
+    assert all("demo" in line for line in lines if "top-1" in line or "differ" in line)
+
+
+def test_files_that_disagree_are_told_apart(
+    trained: Path, exported: Path, data: Path, said: Said, tmp_path: Path
+) -> None:
+    from evaluate import evaluate
+    from export import export
+
+    export(checkpoint=str(trained), out=str(tmp_path / "two.safetensors"), method="ours", bitW=2)
+    assert "note: trained with --bitW 3, taken with --bitW 2" in said()
+    evaluate(model=str(exported), against=str(tmp_path / "two.safetensors"), demo=True, data_dir=str(data))
+    assert float(said().split()[-1]) > 0
+
+
+def test_an_image_file_gets_the_class_that_evaluation_gives_its_pixels(
+    exported: Path, data: Path, said: Said, tmp_path: Path
+) -> None:
+    from predict import predict
+
+    _, test = cifar10.load(data / "demo" / "cifar10")
+    pixels = test.images[:3]
+    (tmp_path / "below").mkdir()
+    for index, name in enumerate(("0.png", "1.bmp", "below/2.tiff")):
+        Image.fromarray(pixels[index].permute(1, 2, 0).numpy()).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    predict(str(tmp_path), model=str(exported), top="10")
+    first, *lines = said().splitlines()
+    assert "demo" in first
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (cifar10.MEAN, cifar10.STD))
+    probabilities = packed.load(exported)[0]((pixels / 255 - mean) / std).softmax(1)
+    for line, row in zip(lines, probabilities, strict=True):
+        shares = dict(part.rsplit(" ", 2)[:2] for part in line.split(": ", 1)[1].split(", "))
+        assert set(shares) == set(demo_cifar10.CLASSES)
+        for name, share in zip(demo_cifar10.CLASSES, row.tolist(), strict=True):
+            assert float(shares[name]) == pytest.approx(100 * share, abs=0.051)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "CMYK"])
+def test_any_kind_of_image_is_prepared_as_in_evaluation(mode: str, tmp_path: Path) -> None:
+    from predict import prepare
+
+    path = tmp_path / "image.tiff"
+    Image.new(mode, (50, 41)).save(path)
+    how = describe({"model": "resnet50_dsan", "img_size": 28, "bitW": 4}, 31).preprocessing
+    assert (how["resize"], how["crop"]) == (32, 28)
+    assert prepare([path], how).shape == (1, 3, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ({"out": "a.safetensors"}, "--checkpoint FILE"),
+        ({"checkpoint": "none.pt", "out": "a.safetensors"}, "no such file"),
+        ({"checkpoint": "none.pt", "out": "a.pt"}, ".safetensors"),
+        ({"checkpoint": "a.safetensors", "out": "a.safetensors"}, "already exported"),
+        ({"checkpoint": "none.pt", "out": "a.safetensors", "format": "tflite"}, "packed"),
+        ({"checkpoint": "none.pt", "out": "a.safetensors", "bitz": 4}, "unknown --bitz"),
+        ({"checkpoint": "TRAINED", "out": "a.safetensors", "bitW": "four"}, "--bitW"),
+        ({"checkpoint": "TRAINED", "out": "a.safetensors", "bitW": 1}, "method lsq defines"),
+        ({"checkpoint": "TRAINED", "out": "a.safetensors", "model": "resnet56_quant"}, "another model"),
+        ({"checkpoint": "TRAINED", "out": "a.safetensors", "model": "MNISTmodel_quant"}, "classifier.6.bias"),
+        ({"checkpoint": "TRAINED", "out": "a.safetensors", "abitW": 2}, "never set"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
+)
+def test_what_cannot_be_exported_is_refused(
+    words: dict, says: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export import export
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says):
+        export(**{key: str(trained) if value == "TRAINED" else value for key, value in words.items()})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_a_configuration_needs_typed_ones(trained: Path, tmp_path: Path) -> None:
+    from export import export
+
+    bare, out = tmp_path / "bare.pt", tmp_path / "bare.safetensors"
+    weights = checkpoint.read(trained)["state_dict_t"]
+    checkpoint.save({"state_dict": {k: v for k, v in weights.items() if "quantizer" not in k}}, bare)
+    with pytest.raises(UserError, match="--model and --bitW"):
+        export(checkpoint=str(bare), out=str(out))
+    export(checkpoint=str(bare), out=str(out), model="resnet20_quant", bitW=4)
+    assert packed.load(out)[1].scheme["abitW"] == 4
+    del weights["bn.running_mean"]
+    checkpoint.save({"state_dict": weights}, bare)
+    with pytest.raises(UserError, match=r"bn\.running_mean .* not in it"):
+        export(checkpoint=str(bare), out=str(out), model="resnet20_quant", bitW=4)
+
+
+def test_files_of_different_tasks_are_not_compared(exported: Path, tmp_path: Path) -> None:
+    from evaluate import evaluate
+
+    description = describe({"model": "MNISTmodel_quant", "bitW": 4, "abitW": 4}, 10)
+    packed.save(description.build(), description, tmp_path / "digits.safetensors")
+    with pytest.raises(UserError, match=r"has task resnet20, .* dann_digits"):
+        evaluate(model=str(exported), against=str(tmp_path / "digits.safetensors"), demo=True)
+    with pytest.raises(UserError, match="--src_data and --tgt_data"):
+        evaluate(model=str(tmp_path / "digits.safetensors"), demo=True)
+    with pytest.raises(UserError, match="unknown flag --src_data"):
+        evaluate(model=str(exported), demo=True, src_data="mnist")
+
+
+def test_an_onnx_file_without_onnxruntime_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from predict import predict
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"onnxruntime: .*\[deploy\]"):
+        predict(str(tmp_path / "a.png"), model=str(tmp_path / "a.onnx"))
+
+
+@pytest.mark.parametrize(("words", "says"), [(["none.png"], "no such file"), ([], "IMAGE"), (["."], "no images")])
+def test_images_that_are_not_there_are_refused(
+    words: list[str], says: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from predict import predict
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says):
+        predict(*words, model=str(exported))
+
+
+def test_on_the_command_line_a_fault_is_one_line_and_status_2(exported: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(exported.read_bytes()[:-100])
+    command = [sys.executable, str(REPOSITORY / "tools" / "predict.py"), "007.png", "--model", str(damaged)]
+    Image.new("RGB", (4, 4)).save(tmp_path / "007.png")
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "not a complete safetensors file" in result.stderr
