@@ -8,6 +8,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.models.densenet_cifar import DenseNetCifar
+from common.models.from_torchvision import PREFIX, from_torchvision
 from common.models.resnet50 import ResNet50DANN, ResNet50DSAN
 from common.models.resnet_cifar import ResNetCifar
 from common.models.vgg2_dann import VGG2DANN
@@ -44,10 +45,10 @@ def build_model(
     num_classes: int | None = None,
     **task_arguments: object,
 ) -> nn.Module:
-    """A network by the README's name, quantized by ``method`` at ``bitW`` (weights) and ``abitW`` (activations) bits.
+    """A network by the README's name, or ``torchvision:NAME``, quantized by ``method`` at ``bitW`` (weights) and ``abitW`` (activations) bits.
 
     Args:
-        num_classes: 10 or 31 by name if not given.
+        num_classes: 10, 31 or (torchvision's) 1000 by name if not given.
         task_arguments: the model's own, such as ``img_size`` (VGG-2) or ``quant_shortcut`` (ResNet-50).
     Raises:
         UserError: an unknown name, method or option, or a bit-width that the method does not define.
@@ -55,8 +56,8 @@ def build_model(
     >>> sum(p.numel() for p in build_model("resnet20_quant", bitW=4, abitW=4).parameters())
     272474
     """
-    if name not in MODELS:
-        raise UserError(f"model {name}: expected one of {', '.join(MODELS)}")
+    if name not in MODELS and not name.startswith(PREFIX):
+        raise UserError(f"model {name}: expected one of {', '.join(MODELS)}, or {PREFIX}NAME")
     scheme = make_scheme(
         method,
         bitW=bitW,
@@ -68,6 +69,8 @@ def build_model(
         lam2=lam2,
         stage=stage,
     )
+    if name.startswith(PREFIX):
+        return from_torchvision(name, scheme, num_classes or 1000, **task_arguments)
     entry = MODELS[name]
     return entry.make(scheme=scheme, num_classes=num_classes or entry.num_classes, **task_arguments)
 

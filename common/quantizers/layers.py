@@ -86,12 +86,14 @@ class LearnedScale(Quantizer):
     @torch.no_grad()
     def initialise(self, weight: Tensor) -> None:
         """Set scale and reference from data. All-zero or non-finite data set 1 and leave it uninitialised."""
-        self._set(self._initial(weight))
+        self.set_initial(self._initial(weight))
 
     def _initial(self, x: Tensor) -> Tensor:
         return self.initial_scale(x.detach()).to(self.reference)
 
-    def _set(self, value: Tensor) -> None:
+    @torch.no_grad()
+    def set_initial(self, value: Tensor) -> None:
+        """Set scale and reference to a 0-dimensional value; one that is not positive leaves it uninitialised."""
         self._initialised = bool(torch.isfinite(value) & (value > 0))
         self.reference.copy_(value if self._initialised else torch.zeros_like(value))
         self.scale.copy_(value if self._initialised else torch.ones_like(value))
@@ -105,7 +107,7 @@ class LearnedScale(Quantizer):
         if self.training and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(value)
             value /= distributed.get_world_size()
-        self._set(value)
+        self.set_initial(value)
 
     def current_scale(self, x: Tensor) -> Tensor:
         """The scale to quantize x with: positive, finite, differentiable with respect to the parameter."""

@@ -1,0 +1,114 @@
+"""Statistics and learned steps of a quantized network from a few batches, without labels or gradients."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from common.errors import UserError
+from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> nn.Module:
+    """Initialise the learned steps that have no value yet, then estimate every BatchNorm's statistics anew.
+
+    A step of activations becomes the mean over the batches of its method's initial value. The statistics are cumulative
+    averages over the batches (momentum None), of the network as it is quantized; momenta and modes are left as they
+    were, weights are not touched.
+
+    Args:
+        model: any network with this project's quantizers, or a float one.
+        batches: a few, two images or more each: images (B, C, H, W), or tuples that begin with them. Kept in memory.
+        arguments: passed to the model behind the images.
+    Returns:
+        ``model``.
+    Raises:
+        UserError: no batch, or one of a single image.
+    """
+    images = image_batches(model, batches)
+    _initialise_steps(model, images, arguments)
+    estimate_statistics(model, images, *arguments)
+    return model
+
+
+def image_batches(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
+    """The images of the batches, on the model's device."""
+    device = next(iter(model.parameters()), torch.empty(0)).device
+    images = [(batch if isinstance(batch, Tensor) else batch[0]).to(device) for batch in batches]
+    if not images or min(map(len, images)) < 2:
+        raise UserError("calibration needs batches of two images or more: give at least one such batch and no smaller")
+    return images
+
+
+def _initialise_steps(model: nn.Module, images: list[Tensor], arguments: tuple[Any, ...]) -> None:
+    for module in model.modules():
+        if isinstance(module, QuantConv2d) and isinstance(module.weight_quantizer, WeightQuantizer):
+            if not module.weight_quantizer.initialised:
+                module.weight_quantizer.initialise(module.weight.detach())
+    values: dict[LearnedScale, list[Tensor]] = {
+        module: [] for module in model.modules() if isinstance(module, LearnedScale) and not module.initialised
+    }
+    if not values:
+        return
+
+    def watch(quantizer: LearnedScale, args: tuple[Tensor, ...]) -> None:
+        values[quantizer].append(quantizer.initial_scale(args[0].detach()))
+
+    hooks = [quantizer.register_forward_pre_hook(watch) for quantizer in values]
+    try:
+        _run_on_batch_statistics(model, images, arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for quantizer, seen in values.items():
+        if seen:
+            quantizer.set_initial(torch.stack(seen).mean())
+
+
+def estimate_statistics(model: nn.Module, images: list[Tensor], *arguments: Any) -> None:
+    """Running means and variances of every BatchNorm that keeps them, as cumulative averages over the batches."""
+    norms = {module: module.momentum for module in _norms(model)}
+    before = statistics_of(model)
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        _run_on_batch_statistics(model, images, arguments)
+    except BaseException:
+        restore_statistics(before)
+        raise
+    finally:
+        for norm, momentum in norms.items():
+            norm.momentum = momentum
+
+
+def statistics_of(model: nn.Module) -> dict[_BatchNorm, list[Tensor]]:
+    """Copies of the buffers of every BatchNorm that keeps statistics."""
+    return {norm: [buffer.clone() for buffer in norm.buffers()] for norm in _norms(model)}
+
+
+def restore_statistics(statistics: dict[_BatchNorm, list[Tensor]]) -> None:
+    for norm, values in statistics.items():
+        for buffer, value in zip(norm.buffers(), values, strict=True):
+            buffer.copy_(value)
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+@torch.no_grad()
+def _run_on_batch_statistics(model: nn.Module, images: list[Tensor], arguments: tuple[Any, ...]) -> None:
+    """Run the batches with BatchNorms in training mode and all else, dropout for one, in evaluation mode."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for norm in _norms(model):
+            norm.training = True
+        for batch in images:
+            model(batch, *arguments)
+    finally:
+        for module, training in modes.items():
+            module.training = training

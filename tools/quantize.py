@@ -1,0 +1,152 @@
+"""Quantize a torchvision classifier: convert, calibrate on images of your own, report, save.
+
+    python tools/quantize.py --model torchvision:resnet18 --weights resnet18.pth --images photos --out quantized.pt
+
+The file holds the latent float weights beside their quantizers' state and is a start for training as well.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import fire  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from common.data.folder_batches import FolderBatches  # noqa: E402
+from common.data.folders import ImageList, read_domain  # noqa: E402
+from common.data.seeding import generator  # noqa: E402
+from common.data.splits import partition  # noqa: E402
+from common.deploy import convert  # noqa: E402
+from common.deploy.calibrate import calibrate  # noqa: E402
+from common.deploy.sensitivity import sensitivity as measure_sensitivity  # noqa: E402
+from common.engine import checkpoint, effective_bits  # noqa: E402
+from common.engine.cli import run_cleanly  # noqa: E402
+from common.errors import UserError  # noqa: E402
+from common.models import build_model  # noqa: E402
+from common.models.from_torchvision import PREFIX  # noqa: E402
+from common.quantizers.layers import QuantConv2d  # noqa: E402
+
+
+def quantize(
+    *words: Any,
+    model: str,
+    images: str,
+    out: str,
+    weights: str = "none",
+    method: str = "ours",
+    bitW: int = 4,
+    abitW: int = 4,
+    calibrate: int = 8,
+    sensitivity: bool = False,
+    batch_size: int = 32,
+    img_size: int = 224,
+    num_classes: int | None = None,
+    seed: int = 0,
+    **unknown: Any,
+) -> None:
+    """Convert a classifier, calibrate it on part of a folder of images and compare it with float on the rest.
+
+    Args:
+        model: torchvision:NAME, such as torchvision:resnet18.
+        images: folder of class folders; 80 % of each class is for calibration, the rest for the report.
+        out: file to write.
+        weights: file of float weights with torchvision's names, or none for random ones.
+        method: quantization method.
+        bitW: bits of the weights; 32 is float.
+        abitW: bits of the activations; 32 is float.
+        calibrate: batches for the statistics of BatchNorm and the learned steps.
+        sensitivity: also print each quantizer's share in the error.
+        batch_size: images per batch.
+        img_size: side of the images.
+        num_classes: outputs of the network (default: the number of class folders).
+        seed: of random weights and of the choice of calibration images.
+    """
+    if words or unknown:
+        raise UserError(f"{words[0] if words else '--' + next(iter(unknown))}: no such flag; --help lists them")
+    if not str(model).startswith(PREFIX):
+        raise UserError(f"--model {model}: expected {PREFIX}NAME; a network of your own: quantize_model in Python")
+    for flag, value, low in (
+        ("bitW", bitW, 1),
+        ("abitW", abitW, 1),
+        ("calibrate", calibrate, 1),
+        ("batch_size", batch_size, 2),
+        ("img_size", img_size, 1),
+        ("num_classes", 1 if num_classes is None else num_classes, 1),
+        ("seed", seed, 0),
+    ):
+        if type(value) is not int or value < low:
+            raise UserError(f"--{flag} {value}: expected a whole number, {low} or more")
+    if not isinstance(sensitivity, bool):
+        raise UserError(f"--sensitivity {sensitivity}: expected True, False or the flag alone")
+    target = Path(str(out))
+    if not target.parent.is_dir():
+        raise UserError(f"--out {target}: there is no folder {target.parent}; make it first")
+    folder = Path(str(images)).absolute()
+    found = read_domain(folder.parent, folder.name)
+    classes = num_classes or len(found.classes)
+    if classes < len(found.classes):
+        raise UserError(f"--num_classes {classes}: {folder} holds {len(found.classes)} classes")
+    torch.manual_seed(seed)
+    floating = build_model(model, num_classes=classes)
+    network = build_model(model, method, bitW, abitW, num_classes=classes)
+    if weights == "none":
+        print("--weights none: random weights")
+        network.load_state_dict(floating.state_dict(), strict=False)
+    else:
+        for line in checkpoint.load_weights(floating, Path(str(weights)))[0].lines(Path(str(weights))):
+            print(line)
+        checkpoint.load_weights(network, Path(str(weights)), method)
+    run(network, floating, found, calibrate, sensitivity, batch_size, img_size, seed)
+    config = {"model": model, "method": method, "bitW": bitW, "abitW": abitW, "num_classes": classes, "seed": seed}
+    config |= {"img_size": img_size, "classes": list(found.classes), "demo": found.demo}
+    checkpoint.save({"state_dict_t": network.state_dict(), "config": config}, target)
+    print(f"wrote {target}")
+
+
+def run(
+    network: nn.Module, floating: nn.Module, found: ImageList, count: int, table: bool, size: int, side: int, seed: int
+) -> None:
+    """Calibrate the network and print what was quantized and how it compares."""
+    parts = partition(found, seed=1)
+    chosen = torch.randperm(len(parts.train), generator=generator("calibration", seed)).tolist()[: count * size]
+    print(f"{found.domain}: {len(chosen)} images to calibrate, {len(parts.test)} to compare ({parts.protocol})")
+    batches = list(batches_of(parts.train.subset(chosen), size, side))
+    if len(batches[-1][1]) < 2 and len(batches) > 1:
+        batches.pop()
+    calibrate(network, batches)
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    quantized = sum(isinstance(module, QuantConv2d) for module in convolutions)
+    print(f"quantized {quantized} of {len(convolutions)} convolutions")
+    for name, reason in convert.left_float(network).items():
+        print(f"left float: {name}: {reason}")
+    for line in effective_bits.summary_lines(effective_bits.measure(network, batches[0][0])):
+        print(line)
+    compare(network, floating, batches_of(parts.test, size, side), "demo " if found.demo else "")
+    if table:
+        print(("demo data\n" if found.demo else "") + measure_sensitivity(network, batches).table())
+
+
+def batches_of(images: ImageList, size: int, side: int) -> FolderBatches:
+    return FolderBatches(image_list=images, batch_size=size, img_size=side, train=False)
+
+
+@torch.no_grad()
+def compare(network: nn.Module, floating: nn.Module, batches: FolderBatches, demo: str) -> None:
+    """Print top-1 of both networks and the share of images that both put into one class."""
+    network.eval()
+    floating.eval()
+    rows: list[tuple[Tensor, Tensor, Tensor]] = [
+        (floating(images).argmax(1), network(images).argmax(1), labels) for images, labels in batches
+    ]
+    one, other, labels = (torch.cat(column) for column in zip(*rows, strict=True))
+    for name, classes in (("float", one), ("quantized", other)):
+        print(f"{demo}top-1 {name}: {100 * float((classes == labels).float().mean()):.2f}")
+    print(f"{demo}images with one class in both: {100 * float((one == other).float().mean()):.2f} %")
+
+
+if __name__ == "__main__":
+    run_cleanly(lambda: fire.Fire(quantize))
