@@ -33,9 +33,9 @@ from common.quantizers.layers import QuantConv2d  # noqa: E402
 
 def quantize(
     *words: Any,
-    model: str,
-    images: str,
-    out: str,
+    model: str = "",
+    images: str = "",
+    out: str = "",
     weights: str = "none",
     method: str = "ours",
     bitW: int = 4,
@@ -82,6 +82,9 @@ def quantize(
             raise UserError(f"--{flag} {value}: expected a whole number, {low} or more")
     if not isinstance(sensitivity, bool):
         raise UserError(f"--sensitivity {sensitivity}: expected True, False or the flag alone")
+    for flag, word in (("images", images), ("out", out)):
+        if word == "":
+            raise UserError(f"--{flag}: missing; --help lists the flags")
     target = Path(str(out))
     if not target.parent.is_dir():
         raise UserError(f"--out {target}: there is no folder {target.parent}; make it first")
@@ -149,4 +152,5 @@ def compare(network: nn.Module, floating: nn.Module, batches: FolderBatches, dem
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(quantize))
+    arguments = ["--", "--help"] if {"-h", "--help"} & set(sys.argv[1:]) else sys.argv[1:]
+    run_cleanly(lambda: fire.Fire(quantize, command=arguments))

@@ -44,9 +44,10 @@ def image_batches(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
 
 def _initialise_steps(model: nn.Module, images: list[Tensor], arguments: tuple[Any, ...]) -> None:
     for module in model.modules():
-        if isinstance(module, QuantConv2d) and isinstance(module.weight_quantizer, WeightQuantizer):
-            if not module.weight_quantizer.initialised:
-                module.weight_quantizer.initialise(module.weight.detach())
+        if isinstance(module, QuantConv2d):
+            weights = module.weight_quantizer
+            if isinstance(weights, WeightQuantizer) and not weights.initialised:
+                weights.initialise(module.weight.detach())
     values: dict[LearnedScale, list[Tensor]] = {
         module: [] for module in model.modules() if isinstance(module, LearnedScale) and not module.initialised
     }

@@ -52,7 +52,8 @@ def quantize_model(
         UserError: an unknown method, width or option; a forward that cannot be traced; a network that is quantized
             already, or of whose convolutions none is normalised by a BatchNorm.
 
-    >>> quantize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), bitW=4)[0].weight_quantizer
+    >>> network = quantize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), bitW=4, abitW=3)
+    >>> network.get_submodule("0").weight_quantizer
     AlignWeight(bits=4)
     """
     network = convert(model, _scheme(method, {"bitW": bitW, "abitW": abitW, **options}), inplace=inplace, leaves=leaves)
@@ -114,8 +115,10 @@ def _float_inputs(
     if scheme.abitW == FLOAT_BITS:
         return {}
 
+    before_relu = scheme.method.placement == BEFORE_RELU
+
     def passes(node: fx.Node) -> bool:
-        return node not in places and (carries(node) or (scheme.method.placement == BEFORE_RELU and is_activation(node)))
+        return node not in places and (carries(node) or (before_relu and is_activation(node)))
 
     found = {}
     for name, calls in patterns.convolutions.items():

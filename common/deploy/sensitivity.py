@@ -79,7 +79,7 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> Se
     Raises:
         UserError: no quantizer, or one without its learned step; no batch, or one of a single image.
     """
-    quantizers = {module: place for module, place in _places(model)}
+    quantizers = dict(_places(model))
     if not quantizers:
         raise UserError(f"{type(model).__name__} has no quantizer to measure; quantize it first")
     if fresh := [layer for module, (layer, _) in quantizers.items() if not module.initialised]:
@@ -114,10 +114,11 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> Se
 
 
 def _places(model: nn.Module) -> Iterator[tuple[Quantizer, tuple[str, str]]]:
-    owned = {}
+    owned: dict[nn.Module, tuple[str, str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantConv2d):
-            owned[module.weight_quantizer], owned[module.input_quantizer] = (name, "weights"), (name, "input")
+            owned[module.weight_quantizer] = (name, "weights")
+            owned[module.input_quantizer] = (name, "input")
         if isinstance(module, Quantizer):
             yield module, owned.get(module, (name, "activations"))
 

@@ -28,22 +28,19 @@ def trace(model: nn.Module, leaves: Sequence[type[nn.Module]] = ()) -> fx.GraphM
         UserError: the forward cannot be traced, or takes another path in training than in evaluation.
     """
     modes = {module: module.training for module in model.modules()}
-    graphs = []
     try:
-        for training in (True, False):
-            model.train(training)
-            graphs.append(_Tracer(leaves).trace(model))
+        train, evaluation = (_Tracer(leaves).trace(model.train(training)) for training in (True, False))
     except Exception as error:  # a user's forward run on stand-ins fails in whatever way its code says
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{type(model).__name__}: torch.fx cannot trace its forward ({type(error).__name__}: {reason}); move control "
-            "flow that depends on values or shapes into a module of its own and name its class in leaves=(...)"
+            f"{type(model).__name__}: torch.fx cannot trace its forward ({type(error).__name__}: {reason}); move "
+            "control flow that depends on values or shapes into a module of its own and name its class in leaves=(...)"
         ) from error
     finally:
         for module, training in modes.items():
             module.training = training
-    graph = _follow_mode(*graphs, type(model).__name__)
-    return fx.GraphModule(model, graph, type(model).__name__)
+    name = type(model).__name__
+    return fx.GraphModule(model, _follow_mode(train, evaluation, name), name)
 
 
 def _follow_mode(train: fx.Graph, evaluation: fx.Graph, name: str) -> fx.Graph:

@@ -45,9 +45,10 @@ def build_model(
     num_classes: int | None = None,
     **task_arguments: object,
 ) -> nn.Module:
-    """A network by the README's name, or ``torchvision:NAME``, quantized by ``method`` at ``bitW`` (weights) and ``abitW`` (activations) bits.
+    """A network by the README's name, or ``torchvision:NAME``, quantized by ``method`` at bitW and abitW bits.
 
     Args:
+        bitW, abitW: of weights and activations; 32 is float.
         num_classes: 10, 31 or (torchvision's) 1000 by name if not given.
         task_arguments: the model's own, such as ``img_size`` (VGG-2) or ``quant_shortcut`` (ResNet-50).
     Raises:

@@ -9,7 +9,8 @@ from common.errors import UserError
 from common.quantizers import Scheme
 
 PREFIX = "torchvision:"
-WITHOUT_HEADS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}  # which training alone has
+# as torchvision builds them around its own weights: without the heads that training alone has
+WITH_WEIGHTS = {name: {"aux_logits": False, "transform_input": True} for name in ("googlenet", "inception_v3")}
 
 
 def from_torchvision(name: str, scheme: Scheme, num_classes: int = 1000) -> nn.Module:
@@ -26,5 +27,5 @@ def from_torchvision(name: str, scheme: Scheme, num_classes: int = 1000) -> nn.M
         raise UserError(f"model {PREFIX}{name}: expected one of {', '.join(names)} behind the colon")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # googlenet's, about its initialisation
-        model = models.get_model(name, weights=None, num_classes=num_classes, **WITHOUT_HEADS.get(name, {}))
+        model = models.get_model(name, weights=None, num_classes=num_classes, **WITH_WEIGHTS.get(name, {}))
     return convert(model, scheme, inplace=True)
