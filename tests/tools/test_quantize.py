@@ -1,8 +1,7 @@
 """tools/quantize.py through its command line, on image folders."""
 
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -27,12 +26,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(REPOSITORY / "tools" / "quantize.py"), *map(str, words)]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str]:
+    """Status, output and errors of the program, run as a script in this process: its imports take seconds."""
+    monkeypatch.setattr(sys, "argv", ["quantize.py", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(REPOSITORY / "tools" / "quantize.py"), run_name="__main__")
+    captured = capsys.readouterr()
+    return end.value.code, captured.out, captured.err
 
 
-def test_a_pretrained_classifier_is_quantized_reported_and_saved(photos: Path, tmp_path: Path) -> None:
+def test_a_pretrained_classifier_is_quantized_reported_and_saved(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     torch.manual_seed(1)
     floating = build_model("torchvision:mnasnet0_5", num_classes=2)
     torch.save(floating.state_dict(), tmp_path / "float.pth")
@@ -47,11 +52,11 @@ def test_a_pretrained_classifier_is_quantized_reported_and_saved(photos: Path, t
         32,
     ]
     words += ["--method", "lsq", "--bitW", 3, "--abitW", 4, "--calibrate", 2, "--batch_size", 4]
-    result = run(*words, "--out", tmp_path / "quantized.pt")
-    assert result.returncode == 0, result.stderr
-    assert "quantized 52 of 52 convolutions" in result.stdout
-    assert "left float: layers.8.0.layers.0: its input: can be negative" in result.stdout
-    assert "top-1 float: " in result.stdout
+    status, output, errors = run(monkeypatch, capsys, *words, "--out", tmp_path / "quantized.pt")
+    assert status == 0, errors
+    assert "quantized 52 of 52 convolutions" in output
+    assert "left float: layers.8.0.layers.0: its input: can be negative" in output
+    assert "top-1 float: " in output
     content = checkpoint.read(tmp_path / "quantized.pt")
     config = content["config"]
     assert (config["method"], config["bitW"], config["abitW"], config["classes"]) == ("lsq", 3, 4, ["bike", "mug"])
@@ -74,11 +79,6 @@ def test_a_pretrained_classifier_is_quantized_reported_and_saved(photos: Path, t
     ],
 )
 def test_bad_flags_end_in_one_line(changes: list, text: str, photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    import fire
-    import quantize
-
-    from common.engine.cli import run_cleanly
-
     words = [
         "--model",
         "torchvision:mnasnet0_5",
@@ -91,9 +91,8 @@ def test_bad_flags_end_in_one_line(changes: list, text: str, photos: Path, tmp_p
         *changes,
     ]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        run_cleanly(lambda: fire.Fire(quantize.quantize, command=list(map(str, words))))
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    status, _, errors = run(monkeypatch, capsys, *words)
+    assert status == 2
+    (line,) = errors.splitlines()
     assert re.search(text, line)
     assert not list(tmp_path.glob("*.pt"))
