@@ -67,6 +67,8 @@ class ResNet50(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, Bottleneck):  # a block starts as its shortcut, for training from scratch
+                nn.init.zeros_(module.bn3.weight)
 
     def crp_sites(self) -> dict[str, nn.Module]:
         """The last activation quantizer of each of the 16 bottlenecks, by name."""
