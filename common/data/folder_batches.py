@@ -1,6 +1,5 @@
 """Batches of the images of a domain, decoded by workers or kept in memory."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data.folders import ImageList
 from common.data.seeding import generator
+from common.data.sharding import Share, batch_count
 from common.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,7 +30,7 @@ class FolderBatches:
 
     Args:
         image_list: the images.
-        batch_size: B; the last batch may be smaller unless `drop_last`.
+        batch_size: B, of all processes together; the last batch may be smaller unless `drop_last`.
         img_size: S.
         train: random order and augmentation, or neither.
         seed, domain: which order; two domains of one run draw independently.
@@ -39,7 +39,8 @@ class FolderBatches:
         drop_last: leave out the last batch if it is not full.
         device: where the batches are wanted; for CUDA they pass through pinned memory as bytes.
         cache: keep the resized images in memory as bytes, decoded by threads before the first batch, so that an
-            unreadable file shows then. None: do so if that takes at most `CACHE_BYTES`.
+            unreadable file shows then. None: do so if that takes at most `CACHE_BYTES`. Every process has its own.
+        share: this process's part of every batch, which is all that is decoded and yielded.
     Raises:
         UserError: an empty list, `drop_last` leaves no batch, or, while iterating, a file that cannot be read.
         ValueError: a size below 1.
@@ -58,6 +59,7 @@ class FolderBatches:
         drop_last: bool = False,
         device: torch.device | str = "cpu",
         cache: bool | None = None,
+        share: Share = Share(),  # noqa: B008 -- frozen
     ) -> None:
         if batch_size < 1 or img_size < 1:
             raise ValueError(f"the batch size and the image size must be at least 1, not {batch_size} and {img_size}")
@@ -75,11 +77,12 @@ class FolderBatches:
         self.domain = domain
         self.num_workers = num_workers
         self.drop_last = drop_last
+        self.share = share
         self.device = torch.device(device)
         side = round(img_size * 256 / 224)
         self.cache = len(image_list) * side * side * 3 <= CACHE_BYTES if cache is None else cache
         self._crops = _Crops(image_list, side, img_size, train, (seed, domain), self.cache)
-        self._order = _Order(len(image_list), train, (seed, domain))
+        self._order = _Order(len(image_list), train, (seed, domain), batch_size, share)
         self._loader: DataLoader | None = None
         self._mean = torch.tensor(IMAGENET_MEAN, device=self.device).reshape(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=self.device).reshape(3, 1, 1)
@@ -93,9 +96,7 @@ class FolderBatches:
         self._order.pass_ = (epoch, cycle)
 
     def __len__(self) -> int:
-        if self.drop_last:
-            return len(self.image_list) // self.batch_size
-        return math.ceil(len(self.image_list) / self.batch_size)
+        return batch_count(len(self.image_list), self.batch_size, self.drop_last, self.share)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._loader is None:
@@ -111,7 +112,7 @@ class FolderBatches:
             self.image_list.decoded(self._crops.side)  # here, once, and not in every worker
         return DataLoader(
             self._crops,
-            self.batch_size,
+            self.batch_size // self.share.size,
             sampler=self._order,
             num_workers=self.num_workers,
             collate_fn=_collate,
@@ -133,21 +134,23 @@ class _Failure:
 
 
 class _Order(Sampler[_Key]):
-    def __init__(self, count: int, shuffle: bool, key: tuple[int, str]) -> None:
-        self.count = count
+    def __init__(self, count: int, shuffle: bool, key: tuple[int, str], batch_size: int, share: Share) -> None:
         self.shuffle = shuffle
         self.key = key
         self.pass_ = (0, 0)
+        self.count = count
+        starts = range(0, count, batch_size)
+        self.positions = [share.of(start, min(start + batch_size, count)) for start in starts]
 
     def __len__(self) -> int:
-        return self.count
+        return sum(part.stop - part.start for part in self.positions)
 
     def __iter__(self) -> Iterator[_Key]:
         epoch, cycle = self.pass_
         indices = torch.arange(self.count)
         if self.shuffle:
             indices = torch.randperm(self.count, generator=generator("order", *self.key, epoch, cycle))
-        return iter([(epoch, cycle, index) for index in indices.tolist()])
+        return iter([(epoch, cycle, index) for part in self.positions for index in indices[part].tolist()])
 
 
 class _Crops(Dataset):

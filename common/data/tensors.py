@@ -4,7 +4,6 @@ CIFAR-10 and the digits fit in memory many times over, so a batch is one vectori
 order and an augmentation that depend on nothing but (seed, epoch, domain).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.data.seeding import generator
+from common.data.sharding import Share, batch_count
 from common.errors import UserError
 
 _PADDING = 4  # of the random crop, on every side
@@ -85,7 +85,7 @@ class TensorBatches:
 
     Args:
         image_set: the images.
-        batch_size: B; the last batch may be smaller unless `drop_last`.
+        batch_size: B, of all processes together; the last batch may be smaller unless `drop_last`.
         mean, std: per channel, or one number for all channels, for pixels in [0, 1].
         seed, domain: which order; two domains of one run draw independently.
         shuffle: a new order every epoch; otherwise the order of the set.
@@ -93,6 +93,7 @@ class TensorBatches:
             a random place and mirrored with probability 1/2, as RandomCrop(padding=4) and RandomHorizontalFlip do.
         drop_last: leave out the last batch if it is not full.
         device: where the bytes are kept and the batches are made.
+        share: this process's part of every batch, which is all that iterating yields.
     Raises:
         ValueError: an unknown `augment`, or a batch size below 1.
         UserError: the set is empty, or `drop_last` would leave no batch at all.
@@ -111,6 +112,7 @@ class TensorBatches:
         augment: str | None = None,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
+        share: Share = Share(),  # noqa: B008 -- frozen
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, not {batch_size}")
@@ -130,6 +132,7 @@ class TensorBatches:
         self.shuffle = shuffle
         self.augment = augment
         self.drop_last = drop_last
+        self.share = share
         self.device = torch.device(device)
         self.epoch, self.cycle = 0, 0
         self._images = image_set.images.to(self.device)
@@ -146,9 +149,7 @@ class TensorBatches:
         self.epoch, self.cycle = epoch, cycle
 
     def __len__(self) -> int:
-        if self.drop_last:
-            return len(self.image_set) // self.batch_size
-        return math.ceil(len(self.image_set) / self.batch_size)
+        return batch_count(len(self.image_set), self.batch_size, self.drop_last, self.share)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count = len(self.image_set)
@@ -159,7 +160,7 @@ class TensorBatches:
         mirrored = torch.rand(count, generator=draws).lt(0.5).to(self.device)
         order = order.to(self.device)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            positions = slice(start, start + self.batch_size)
+            positions = self.share.of(start, min(start + self.batch_size, count))
             images = self._images[order[positions]]
             if self.augment == "crop_flip":
                 images = _crop_flip(images, crops[positions], mirrored[positions])

@@ -8,9 +8,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from common.engine import distributed
 from common.errors import UserError
 
 INTERRUPTED = 130
+RESUME = "the same command with --resume continues from the last finished epoch"
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
@@ -19,34 +21,45 @@ def _interrupt(signum: int, frame: Any) -> NoReturn:
 
 
 def run_cleanly(program: Callable[[], object]) -> NoReturn:
-    """Run ``program`` and exit: 0; 2 with one line for a UserError or a full disk; 130 for Ctrl-C or SIGTERM."""
+    """Run ``program`` and exit: 0; 2 with one line for a UserError or a full disk; 130 for Ctrl-C or SIGTERM;
+    1 with one line where another process of the run has gone."""
     signal.signal(signal.SIGTERM, _interrupt)
     threading.excepthook = _in_thread
     name = sys.argv[0]
     try:
         program()
     except UserError as error:
-        sys.exit(_say(f"{name}: error: {error}", 2))
+        _end(f"{name}: error: {error}", 2)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
         where = f": {error.filename}" if error.filename else ""
-        _say(f"{name}: error: {error.strerror}{where}; what was saved before is complete, --resume continues", 2)
+        line = f"{name}: error: {error.strerror}{where}; what was saved before is complete, --resume continues"
+        distributed.end(lambda: _say(line), 2)
         os._exit(2)  # past the exit handlers of writers that would meet the same fault once more
     except KeyboardInterrupt:
-        line = "interrupted; the same command with --resume continues from the last finished epoch"
-        sys.exit(_say(f"{name}: {line}", INTERRUPTED))
+        what = "interrupted" if distributed.size() == 1 else "interrupted, or another process of this run has ended"
+        _end(f"{name}: {what}; {RESUME}", INTERRUPTED)
+    except RuntimeError as error:
+        if not distributed.is_lost_peer(error):
+            raise
+        _end(f"{name}: error: another process of this run has ended or does not answer; {RESUME}", 1)
+    distributed.leave()
     sys.exit(0)
 
 
 def _in_thread(args: threading.ExceptHookArgs) -> None:
     """A writer's thread that meets a disk fault says so in a line; the main thread decides what becomes of the run."""
     if isinstance(args.exc_value, OSError) and args.exc_value.errno in DISK_FAULTS:
-        _say(f"a log for tensorboard could not be written: {args.exc_value.strerror}", 0)
+        _say(f"a log for tensorboard could not be written: {args.exc_value.strerror}")
     else:
         threading.__excepthook__(args)
 
 
-def _say(line: str, status: int) -> int:
+def _end(line: str, status: int) -> NoReturn:
+    distributed.end(lambda: _say(line), status)
+    sys.exit(status)
+
+
+def _say(line: str) -> None:
     print(" ".join(line.split()), file=sys.stderr, flush=True)
-    return status

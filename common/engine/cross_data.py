@@ -13,8 +13,10 @@ from common.data.demo import digits as demo_digits
 from common.data.demo import office31 as demo_office31
 from common.data.folder_batches import FolderBatches
 from common.data.locate import data_folder
+from common.data.sharding import Share
 from common.data.splits import Partition
 from common.data.tensors import ImageSet, TensorBatches
+from common.engine import distributed
 from common.engine.tasks import REPOSITORY
 from common.errors import UserError
 
@@ -80,6 +82,7 @@ def load_digits(options: argparse.Namespace, device: torch.device) -> CrossData:
             shuffle=train,
             drop_last=train,
             device=device,
+            share=distributed.share() if train else Share(),
         )
 
     whole = [d for d, split in zip(DOMAINS, (options.src_split, options.tgt_split), strict=True) if not split]
@@ -124,6 +127,7 @@ def load_office(options: argparse.Namespace, device: torch.device, split_dir: Pa
             num_workers=options.num_workers,
             drop_last=train,
             device=device,
+            share=distributed.share() if train else Share(),
         )
 
     return CrossData(

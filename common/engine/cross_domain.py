@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.admm.crp import CRP, strength_note
-from common.engine import feature_map
+from common.engine import distributed, feature_map
 from common.engine.backbone import IMAGENET, NONE, load_backbone
 from common.engine.cli import run_cleanly
 from common.engine.cross_data import DOMAINS, CrossData, cyclic, load_digits, load_office
@@ -40,9 +40,11 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
     Raises:
         UserError: anything the user can put right.
     """
+    distributed.start()
     options = parse(task, argv)
     device, device_note = choose_device(options)
     options.notes += [device_note] if device_note else []
+    distributed.check(options, device)
     earlier_runs = name_files(options, task)
     with_crp = wants_crp(options, task)
     make_scheme(**scheme_options(options))  # refuses what a method does not define before data are read
@@ -56,6 +58,8 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         loaded = load_source(model, options, task, job, earlier_runs)
         pretrained = loaded or (task.kind != "digits" and start_backbone(model, options, job))
         model.to(device)
+        if options.sync_bn:
+            model = distributed.synchronise_batch_norm(model)
         crp = make_crp(model, options, job).to(device) if with_crp else None
         objective = (DSAN if task.kind == "dsan" else DANN)(model, options, crp)
         if options.test_only:
@@ -91,11 +95,12 @@ def wants_crp(options: argparse.Namespace, task: Task) -> bool:
 
 
 def make_crp(model: Any, options: argparse.Namespace, job: Job) -> CRP:
-    if note := strength_note(options.train_batch_size, options.crp_weight):
+    batch_size = options.train_batch_size // distributed.size()
+    if note := strength_note(batch_size, options.crp_weight):
         job.log(note)
     return CRP(
         model.crp_sites(),
-        batch_size=options.train_batch_size,
+        batch_size=batch_size,
         mu=options.mu,
         rho=options.rho,
         weight=options.crp_weight,
@@ -116,7 +121,7 @@ def start_backbone(model: Any, options: argparse.Namespace, job: Job) -> bool:
 
 
 def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> dict[str, Any]:
-    """Train to the last epoch, saving after each; returns the summary."""
+    """Train to the last epoch, saving after each; returns the summary, in the first process."""
     options, model = job.options, objective.model
     content = job.restore()
     if content:
@@ -131,14 +136,17 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
         model.load_state_dict(content["state_dict_t"])
         optimizer.load_state_dict(content["optimizer_t"])
         if objective.crp is not None:
-            objective.crp.load_state_dict(content.get("crp", {}))
+            objective.crp.load_state_dict(crp_state(content))
         start, best = content["epoch"], content["best"]
         peaks = {key: content[key] for key in peaks}
-    if start == 0:
+    if start == 0 and job.writes:
         before = feature_map.collect(copy.deepcopy(model), data)  # a copy: learned steps wait for a training batch
         feature_map.save(before, job.folder / "features_before.npz")
+    compute = distributed.replicate(model, objective, unused=options.src_only_flag)
     for epoch in range(start, options.num_epochs):
-        row = train_one_epoch(objective, data, optimizer, epoch, job)
+        distributed.seed_epoch(options.seed, epoch)
+        row = train_one_epoch(objective, compute, data, optimizer, epoch, job)
+        distributed.average_statistics(model)
         for domain in ("target", "source"):
             row[domain], _ = evaluate(objective, data.test[domain], job, epoch, domain)
         judged = row["source" if options.select == "source" else "target"]["prec1"]
@@ -157,12 +165,21 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
             "best": best,
             "pretrained": pretrained,
         }
-        job.save(state | ({"crp": objective.crp.state_dict()} if objective.crp is not None else {}), epoch, is_best)
-    return finish(objective, data, job, best)
+        if objective.crp is not None:
+            state["crp"], *others = distributed.gather({k: v.cpu() for k, v in objective.crp.state_dict().items()})
+            state |= {"crp_others": others} if others else {}
+        job.save(state, epoch, is_best)
+    return finish(objective, data, job, best) if distributed.leave() else {}
+
+
+def crp_state(content: dict[str, Any]) -> dict[str, Any]:
+    """This process's CRP state in a checkpoint; the first one's where it was written by fewer processes."""
+    states = [content.get("crp", {}), *content.get("crp_others", [])]
+    return states[distributed.rank() if distributed.rank() < len(states) else 0]
 
 
 def train_one_epoch(
-    objective: Objective, data: CrossData, optimizer: torch.optim.Optimizer, epoch: int, job: Job
+    objective: Objective, compute: Any, data: CrossData, optimizer: torch.optim.Optimizer, epoch: int, job: Job
 ) -> dict[str, Any]:
     """One epoch over both domains; returns the row for metrics.jsonl: learning rate, training means, relation shifts.
 
@@ -182,7 +199,7 @@ def train_one_epoch(
         lr = options.lr * learning_rate_factor(epoch, progress, options.lr_decay_steps, options.lr_gamma, options.alpha)
         set_learning_rate(optimizer, lr)
         target_images = next(target)[0] if target is not None else None  # target labels are never read
-        losses, logits = objective(images, labels, target_images, progress)
+        losses, logits = compute(images, labels, target_images, progress)
         optimizer.zero_grad(set_to_none=True)
         losses["Train_loss"].backward()
         optimizer.step()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.engine import checkpoint, effective_bits, feature_map
+from common.engine import checkpoint, distributed, effective_bits, feature_map
 from common.engine.cross_data import DOMAINS, Batches, CrossData
 from common.engine.job import Job
 from common.engine.meters import Sums, cross_entropy, precision
@@ -19,7 +19,7 @@ def evaluate(
     """Means of loss, prec1, prec5 and, with a discriminator, prec1_domain over a test set, and its confusion matrix."""
     objective.model.eval()
     sums, confusion = Sums(), torch.zeros((), dtype=torch.int64)
-    for images, labels in batches:
+    for images, labels in distributed.dealt(batches):
         logits, domain_logits = objective.predict(images)
         values = {"loss": cross_entropy(logits, labels), **precision(logits, labels)}
         if domain_logits is not None:
@@ -27,7 +27,7 @@ def evaluate(
             values["prec1_domain"] = precision(domain_logits, truth)["prec1"]
         sums.add(len(labels), **values)
         confusion = confusion + feature_map.confusion(logits, labels).cpu()
-    mean = sums.mean()
+    mean, confusion = sums.mean(), sum(distributed.gather(confusion), torch.zeros((), dtype=torch.int64))
     if log:
         tags = {"loss": "Test_loss", "prec1": "Test-top-1", "prec5": "Test-top-5", "prec1_domain": "Test-top-1_domain"}
         for key, tag in tags.items():

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import torch
 
+from common.engine import distributed
 from common.errors import UserError
 
 
@@ -32,10 +33,10 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def choose_device(options: argparse.Namespace) -> tuple[torch.device, str | None]:
-    """The device of --device and --gpus, and a line for the log where CUDA was asked for and is not there.
+    """The device of --device and --gpus, one for each process under torchrun, and a line for the log, or None.
 
     Raises:
-        UserError: --device cuda without CUDA, or a device number that this machine does not have.
+        UserError: --device cuda without CUDA, or a device number or a process more than this machine has devices.
     """
     available = torch.cuda.is_available()
     if options.device == "cuda" and not available:
@@ -43,7 +44,19 @@ def choose_device(options: argparse.Namespace) -> tuple[torch.device, str | None
     if options.device == "cpu" or not available:
         asked = "gpus" in options.typed and options.device == "auto"
         return torch.device("cpu"), "no CUDA device: --gpus has no effect, computing on the CPU" if asked else None
-    index, number = options.gpus[0], torch.cuda.device_count()
+    number = torch.cuda.device_count()
+    if (own := distributed.local_rank()) is not None:
+        if own >= number:
+            raise UserError(
+                f"process {own} of this machine has no CUDA device: there are {number}; "
+                f"--nproc_per_node {number}, or --device cpu"
+            )
+        torch.cuda.set_device(own)
+        ignored = "gpus" in options.typed
+        return torch.device(
+            "cuda", own
+        ), "several processes: --gpus has no effect, CUDA_VISIBLE_DEVICES does" if ignored else None
+    index = options.gpus[0]
     if index >= number:
         raise UserError(f"--gpus {index}: this machine has {number} CUDA device(s), numbered from 0")
     return torch.device("cuda", index), None

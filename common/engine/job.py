@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.engine import checkpoint
+from common.engine import checkpoint, distributed
 from common.engine.device import random_state, set_random_state
 from common.engine.options import BARE, recorded
 from common.engine.tasks import Task
@@ -34,11 +34,12 @@ class _BarAwareHandler(logging.StreamHandler):
 
 
 class Job:
-    """One run's folder, held by this process alone until ``close``.
+    """One run's folder, held by this process alone until ``close``. Of several processes of a run the first one writes.
 
     Attributes:
         folder: job_dir. log: writes a line to logger.log and stderr.
         writers: tensorboardX writers by "train" and "test", made at first use.
+        writes: whether this process does; the others log, record and save nothing.
 
     Raises:
         UserError: another process holds the folder; it holds a run and neither --resume nor --reset was given; or
@@ -50,6 +51,15 @@ class Job:
         self.folder = Path(options.job_dir)
         self.checkpoints = self.folder / "checkpoint"
         self._writers: dict[str, Any] = {}
+        self._lock: Any = None
+        self.logger = logging.getLogger("gal")
+        self.writes = distributed.rank() == 0
+        if self.writes:
+            self._open()
+        distributed.gather(None)  # the folder is ready for all
+
+    def _open(self) -> None:
+        options = self.options
         ours = self._config().get("program") == PROGRAM
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--job_dir {self.folder}: a file; expected a folder")
@@ -96,7 +106,6 @@ class Job:
             raise UserError(
                 f"--job_dir {self.folder} holds a run; add --resume to continue it or --reset to start over"
             )
-        self.logger = logging.getLogger("gal")
         self.logger.setLevel(logging.INFO)
         self.logger.propagate = False
         layout = logging.Formatter("%(asctime)s | %(message)s", "%m/%d %I:%M:%S %p")
@@ -145,11 +154,13 @@ class Job:
         return self._writers[split]
 
     def scalars(self, split: str, values: dict[str, float], step: int) -> None:
-        for tag, value in values.items():
+        for tag, value in values.items() if self.writes else ():
             self.writer(split).add_scalar(tag, value, step)
 
     def record(self, epoch: int, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not self.writes:
+            return
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"epoch": epoch, **values}) + "\n")
 
@@ -165,12 +176,16 @@ class Job:
         return rows
 
     def write_json(self, name: str, content: Any) -> None:
+        if not self.writes:
+            return
         temporary = self.folder / f".{name}.tmp"
         temporary.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(temporary, self.folder / name)
 
     def save(self, state: dict[str, Any], epoch: int, is_best: bool) -> None:
         """Write model_best.pt (if it is), model_N.pt (by --save_every), and last.pt after them: it vouches for both."""
+        if not self.writes:
+            return
         content = {**state, "epoch": epoch + 1, "config": self._plain_config(), "random": random_state()}
         if is_best:
             checkpoint.save(content, self.best)
@@ -190,12 +205,12 @@ class Job:
             UserError: --resume names a file that is not there, or a run with other settings.
         """
         if self.options.resume is None:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            self._keep([])
             return None
         path = self.last if self.options.resume == BARE else Path(self.options.resume)
         if self.options.resume == BARE and not path.exists():
             self.log(f"--resume: {path} is not there yet; starting from the beginning")
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            self._keep([])
             return None
         content = checkpoint.read(path)
         config = content.get("config")
@@ -212,11 +227,21 @@ class Job:
                 f"--resume {path}: nothing is left to train, it is at epoch {content['epoch']} of "
                 f"{self.options.num_epochs}; --test_only evaluates it, a higher --num_epochs goes on"
             )
-        temporary = self.folder / ".metrics.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, self.folder / "metrics.jsonl")
+        self._keep(rows)
         self.log(f"resuming from {path} at epoch {content['epoch']}")
         return content
+
+    def _keep(self, rows: list[dict[str, Any]]) -> None:
+        """Let metrics.jsonl hold these lines alone; none: no file."""
+        path = self.folder / "metrics.jsonl"
+        if not self.writes:
+            return
+        if not rows:
+            path.unlink(missing_ok=True)
+            return
+        temporary = self.folder / ".metrics.jsonl.tmp"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(temporary, path)
 
     def close(self) -> None:
         """Flush the writers and let go of the folder."""
@@ -225,4 +250,5 @@ class Job:
         for handler in getattr(self, "_handlers", []):
             self.logger.removeHandler(handler)
             handler.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()

@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from common.engine import distributed
 from common.errors import UserError
 
 
 class Sums:
     """Sums of named per-batch values, weighted by batch size; reading them is the only host synchronisation.
 
-    ``latest`` and ``mean`` give floats by name.
+    ``latest`` and ``mean`` give floats by name; ``mean`` is over the samples of all processes, which ask together.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,13 @@ class Sums:
         return {name: float(value) for name, value in self._last.items()}
 
     def mean(self) -> dict[str, float]:
-        return {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+        own = {name: (float(value), self._counts[name]) for name, value in self._sums.items()}
+        totals: dict[str, tuple[float, int]] = {}
+        for sums in distributed.gather(own):
+            for name, (value, count) in sums.items():
+                before, counted = totals.get(name, (0.0, 0))
+                totals[name] = before + value, counted + count
+        return {name: value / count for name, (value, count) in totals.items()}
 
 
 def precision(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -60,14 +67,16 @@ class FiniteWatch:
         self._first = torch.where(bad, step, self._first)
 
     def check(self, epoch: int, last_good: str) -> None:
-        """Raises UserError with the epoch, the step and the last good checkpoint if any loss was NaN or infinite."""
-        step = int(self._first)
-        if step >= 0:
+        """Raises UserError with epoch, step and last good checkpoint if a loss of any process was NaN or infinite."""
+        steps = [step for step in distributed.gather(int(self._first)) if step >= 0]
+        if steps:
             raise UserError(
-                f"the loss became NaN or infinite at epoch {epoch}, step {step}; {last_good}; try a lower --lr"
+                f"the loss became NaN or infinite at epoch {epoch}, step {min(steps)}; {last_good}; try a lower --lr"
             )
 
 
 def progress_bar(batches: Any, label: str, steps: int) -> Any:
     """A progress bar on a terminal, the bare iterable otherwise."""
-    return tqdm(batches, label, steps, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr)
+    return tqdm(
+        batches, label, steps, leave=False, disable=not sys.stderr.isatty() or distributed.rank() > 0, file=sys.stderr
+    )

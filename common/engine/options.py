@@ -169,6 +169,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--val_fraction", fraction, 0.1, "share of the training set held out by --select val", kinds=("single",)),
     Flag("--device", str, "auto", "where to compute", choices=("auto", "cpu", "cuda")),
     Flag("--gpus", natural, [0], "CUDA device; the first is used", nargs="+"),
+    _switch("--sync_bn", False, "under torchrun: BatchNorm over the samples of all processes; needs CUDA"),
     Flag("--print_freq", count, 200, "steps between two progress reports"),
     # of the published programs; accepted, without use there or here
     *(

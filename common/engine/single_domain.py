@@ -11,8 +11,9 @@ from common.data import cifar10
 from common.data.corruptions import STRENGTHS, corrupt
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.locate import data_folder
+from common.data.sharding import Share
 from common.data.tensors import ImageSet, TensorBatches
-from common.engine import checkpoint, effective_bits
+from common.engine import checkpoint, distributed, effective_bits
 from common.engine.cli import run_cleanly
 from common.engine.device import choose_device, seed_everything
 from common.engine.job import Job
@@ -35,9 +36,11 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
     Raises:
         UserError: anything the user can put right.
     """
+    distributed.start()
     options = parse(task, argv)
     device, device_note = choose_device(options)
     options.notes += [device_note] if device_note else []
+    distributed.check(options, device)
     earlier_runs = name_files(options, task)
     seed_everything(options.seed)
     model = make_model(options)  # before the data are read: refuses bit-widths that a method does not define
@@ -48,6 +51,8 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         print("=> Building model...", flush=True)
         load_source(model, options, task, job, earlier_runs)
         model.to(device)
+        if options.sync_bn:
+            model = distributed.synchronise_batch_norm(model)
         if options.test_only:
             return test_only(model, data, job)
         return train(model, data, options, job)
@@ -80,11 +85,12 @@ def make_batches(images: ImageSet, split: str, options: argparse.Namespace, devi
         shuffle=train,
         augment="crop_flip" if train else None,
         device=device,
+        share=distributed.share() if train else Share(),
     )
 
 
 def train(model: nn.Module, data: dict[str, TensorBatches], options: argparse.Namespace, job: Job) -> dict[str, Any]:
-    """Train to the last epoch, saving after each; returns the summary."""
+    """Train to the last epoch, saving after each; returns the summary, in the first process."""
     groups = parameter_groups(model, options.weight_decay)
     optimizer = torch.optim.SGD(groups, options.lr, options.momentum)
     best = {"prec1": -1.0, "prec5": 0.0, "epoch": -1, "test_prec1": 0.0}
@@ -93,12 +99,15 @@ def train(model: nn.Module, data: dict[str, TensorBatches], options: argparse.Na
         model.load_state_dict(content["state_dict_t"])
         optimizer.load_state_dict(content["optimizer_t"])
         start, best = content["epoch"], content["best"]
+    network = distributed.replicate(model)
     for epoch in range(start, options.num_epochs):
+        distributed.seed_epoch(options.seed, epoch)
         lr = options.lr * learning_rate_factor(
             epoch, epoch / options.num_epochs, options.lr_decay_steps, options.lr_gamma
         )
         set_learning_rate(optimizer, lr)
-        train_means = train_one_epoch(model, data["train"], optimizer, epoch, job)
+        train_means = train_one_epoch(network, data["train"], optimizer, epoch, job)
+        distributed.average_statistics(model)
         test_means = evaluate(model, data["test"], job, epoch)
         judged = evaluate(model, data["val"], job, epoch, "val") if "val" in data else test_means
         is_best = options.select == "last" or judged["prec1"] > best["prec1"]
@@ -116,7 +125,7 @@ def train(model: nn.Module, data: dict[str, TensorBatches], options: argparse.Na
             "best": best,
         }
         job.save(state, epoch, is_best)
-    return finish(model, data, options, job, best)
+    return finish(model, data, options, job, best) if distributed.leave() else {}
 
 
 def train_one_epoch(
@@ -167,7 +176,7 @@ def evaluate(model: nn.Module, batches: TensorBatches, job: Job, epoch: int, spl
 def means_over(model: nn.Module, batches: TensorBatches) -> dict[str, float]:
     model.eval()
     sums = Sums()
-    for images, labels in batches:
+    for images, labels in distributed.dealt(batches):
         logits = model(images)
         sums.add(len(labels), loss=cross_entropy(logits, labels), **precision(logits, labels))
     return sums.mean()
