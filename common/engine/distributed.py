@@ -4,6 +4,7 @@ A run without torchrun, or with one process, makes no process group, and everyth
 """
 
 import argparse
+import inspect
 import logging
 import os
 import signal
@@ -24,6 +25,9 @@ from common.errors import UserError
 
 T = TypeVar("T")
 SILENCE = timedelta(minutes=10)  # without a word from the others, after which a process gives up
+SYNC_BUFFERS = "forward_sync_buffers"  # of DDP
+if SYNC_BUFFERS not in inspect.signature(DistributedDataParallel.__init__).parameters:
+    SYNC_BUFFERS = "broadcast_buffers"  # its name before torch 2.13
 FAULTS = ("gloo", "NCCL", "TCPStore", "Connection reset", "Connection closed")  # in the text of a torch error
 
 _store: dist.Store | None = None  # torchrun's own, which outlives any process of the run
@@ -32,7 +36,7 @@ _store: dist.Store | None = None  # torchrun's own, which outlives any process o
 def start() -> None:
     """Join the other processes of torchrun. From the second on they write nothing: the first one speaks for all."""
     global _store
-    if not dist.is_available() or not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if _joined() or not dist.is_available() or not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         return
     _store, own, count = next(dist.rendezvous("env://", timeout=SILENCE))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -118,14 +122,14 @@ def replicate(network: nn.Module, function: Any = None, unused: bool = False) ->
     Running statistics stay each process's own until `average_statistics`. Alone: ``function`` itself.
 
     Args:
-        network: on its device; every process takes over the first one's parameters and buffers.
+        network: on its device, with the same parameters and buffers in every process.
         function: calls the network, perhaps several times, and returns all that is differentiated.
         unused: whether parameters of the network may get no gradient.
     """
     if size() == 1:
         return network if function is None else function
     module = network if function is None else _Step(network, function)
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=unused)
+    return DistributedDataParallel(module, find_unused_parameters=unused, **{SYNC_BUFFERS: False})
 
 
 @torch.no_grad()
