@@ -3,7 +3,6 @@
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,11 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed import run as torchrun
 
+from common.data import cifar10
+from common.data.demo import cifar10 as demo_cifar10
+from common.data.demo.folder import MARKER
 from common.data.tensors import ImageSet, TensorBatches
 from common.engine import cross_domain, distributed, single_domain
 from common.engine.cli import run_cleanly
@@ -27,7 +31,6 @@ from common.engine.tasks import Task
 from common.errors import UserError
 from common.models import build_model
 from tests.conftest import REPOSITORY
-from tests.engine.test_single_domain_runs import small_data  # noqa: F401 -- a fixture
 
 RESNET20 = Task("resnet20", "single", REPOSITORY / "single_domain/resnet20", model="resnet20_quant", stem="res20")
 Answers = list[tuple[int, str, Any]]  # of each process: status, stderr, what it returned
@@ -219,32 +222,60 @@ def test_synchronised_batch_norm_is_refused_on_a_cpu(tmp_path: Path) -> None:
         single_domain.run(RESNET20, ["--sync_bn", "--job_dir", str(tmp_path)])
 
 
-def _worker(torchrun: int, rank: int) -> int:
-    """The process of torchrun with that rank."""
-    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
+@pytest.fixture
+def few_images(tmp_path: Path) -> Path:
+    """The demo data's files with 40 training and 20 test images: an epoch is one step."""
+    folder = tmp_path / "data" / "demo" / "cifar10" / cifar10.FOLDER
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_text(demo_cifar10.ABOUT, encoding="utf-8")
+    (folder / cifar10.META).write_bytes(demo_cifar10.python2_pickle({"label_names": list("abcdefghij")}))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
+    for name, count in (*((name, 8) for name in cifar10.TRAIN_BATCHES), (cifar10.TEST_BATCH, 20)):
+        batch = {"labels": [number % 10 for number in range(count)], "data": pixels[:count]}
+        (folder / name).write_bytes(demo_cifar10.python2_pickle(batch))
+    return tmp_path / "data"
+
+
+def _torchrun(words: list[str], output: Path) -> int:
+    """torchrun with two processes, itself forked; returns its number."""
+    number = os.fork()
+    if number == 0:
+        status = 1
+        try:
+            file = os.open(output, os.O_CREAT | os.O_WRONLY)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            os.environ["OMP_NUM_THREADS"] = "1"
+            torchrun.main(["--standalone", "--nproc_per_node=2", *words])
+            status = 0
+        finally:
+            os._exit(status)
+    return number
+
+
+def _worker(number: int, rank: int) -> int:
+    """The process with that rank among those of a torchrun."""
+    children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
     (found,) = [n for n in children if f"\0RANK={rank}\0" in Path(f"/proc/{n}/environ").read_text()]
     return int(found)
 
 
-def test_torchrun_trains_and_after_a_kill_one_process_resumes(small_data: Path, tmp_path: Path) -> None:  # noqa: F811
-    job, program = tmp_path / "job", REPOSITORY / "single_domain/resnet20/main.py"
-    words = ["--demo", "--data_dir", small_data, "--job_dir", job, "--bitW", 4, "--pretrained", "no"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, program]
+def test_torchrun_trains_and_after_a_kill_one_process_resumes(few_images: Path, tmp_path: Path) -> None:
+    job, program, output = tmp_path / "job", str(RESNET20.folder / "main.py"), tmp_path / "output"
+    words = ["--demo", "--data_dir", few_images, "--job_dir", job, "--bitW", 4, "--pretrained", "no"]
     last = job / "checkpoint" / "last.pt"
-    with open(tmp_path / "stderr", "w") as errors, open(tmp_path / "stdout", "w") as out:
-        command = list(map(str, [*torchrun, *words, "--num_epochs", 500]))
-        process = subprocess.Popen(command, stdout=out, stderr=errors, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while not last.exists():
-            time.sleep(0.05)
-            assert process.poll() is None, (tmp_path / "stderr").read_text()
-        os.kill(_worker(process.pid, 1), signal.SIGKILL)
-        assert process.wait(60) != 0
-    text = (tmp_path / "stderr").read_text()
+    number = _torchrun([program, *map(str, words), "--num_epochs", "10000"], output)
+    while not last.exists():
+        time.sleep(0.05)
+        assert os.waitpid(number, os.WNOHANG) == (0, 0), output.read_text()
+    os.kill(_worker(number, 1), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 1
+    text = output.read_text()
     said = [line for line in text.splitlines() if line.startswith(f"{program}: ")]
     assert len(said) == 1, text
     assert "another process of this run has ended" in said[0]
     assert "--resume continues from the last finished epoch" in said[0]
-    assert (tmp_path / "stdout").read_text().count("=> Building model") == 1
+    assert text.count("=> Building model") == 1
     state = torch.load(last, weights_only=True)
     assert state["state_dict_t"].keys() == build_model("resnet20_quant", bitW=4).state_dict().keys()
     single_domain.run(RESNET20, list(map(str, [*words, "--resume", "--num_epochs", state["epoch"] + 1])))
