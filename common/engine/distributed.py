@@ -129,7 +129,8 @@ def replicate(network: nn.Module, function: Any = None, unused: bool = False) ->
     if size() == 1:
         return network if function is None else function
     module = network if function is None else _Step(network, function)
-    return DistributedDataParallel(module, find_unused_parameters=unused, **{SYNC_BUFFERS: False})
+    settings: dict[str, Any] = {SYNC_BUFFERS: False, "find_unused_parameters": unused}
+    return DistributedDataParallel(module, **settings)
 
 
 @torch.no_grad()
