@@ -6,13 +6,8 @@ Every cell (a method, a bit-width, a seed) is a run of the task's own main.py. A
 interrupted one resumes: the same command continues a comparison.
 """
 
-import difflib
-import fcntl
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +16,22 @@ sys.path.insert(0, str(REPOSITORY))
 
 import fire  # noqa: E402
 import result_tables  # noqa: E402
-import torch  # noqa: E402
+from batch import end, hold, train  # noqa: E402
 from cells import FLOAT_BITS, VARIANTS, plan, typed  # noqa: E402
-from launcher import Command, Launcher, Outcome, device_environment, run_all  # noqa: E402
+from command_line import (  # noqa: E402
+    WITHOUT_EFFECT,
+    check,
+    flag_names,
+    passed_on,
+    positive,
+    submitit_options,
+    words_of,
+)
+from launcher import Command, Launcher  # noqa: E402
+from programs import main_of, programs  # noqa: E402
 
-from common.engine.cli import INTERRUPTED, run_cleanly  # noqa: E402
-from common.engine.options import FLAGS  # noqa: E402
+from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.tasks import Task  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.quantizers import METHODS  # noqa: E402
 
@@ -34,8 +39,6 @@ TYPED_HERE = {  # flags of main.py that this program gives every run itself
     *("method", "bitW", "abitW", "seed", "job_dir", "source_dir", "source_file", "pretrained", "config"),
     *("resume", "reset", "test_only"),
 }
-WITHOUT_EFFECT = {"data_dir", "download", "device", "gpus", "num_workers", "print_freq", "save_every"}  # on a result
-SUBMITIT_NAMES = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node", "name")
 
 
 def compare(
@@ -75,17 +78,13 @@ def compare(
         num_epochs: epochs of every run (default: the table's, or the demo preset's).
         dry_run: print the commands that are left to run, and run nothing.
     """
-    if words:
-        raise UserError(f"{words[0]}: expected flags alone, such as --task resnet20; --help lists them")
-    for name, value in (("demo", demo), ("chain", chain), ("shift", shift), ("dry_run", dry_run)):
-        if not isinstance(value, bool):
-            raise UserError(f"--{name} {value}: expected True, False or the flag alone")
-    if launcher not in ("local", "slurm"):
-        raise UserError(f"--launcher {launcher}: expected local or slurm")
-    program, names, widths, numbers = program_of(task), method_names(methods), bit_widths(bits), seed_list(seeds)
+    check(words, "--task resnet20", launcher, demo=demo, chain=chain, shift=shift, dry_run=dry_run)
+    described, names, widths, numbers = task_of(task), method_names(methods), bit_widths(bits), seed_list(seeds)
+    program = main_of(described)
     if num_epochs is not None:
         flags = {"num_epochs": positive("num_epochs", num_epochs), **flags}
-    passed = passed_on(flags)
+    own = [key for key in compare.__annotations__ if key not in ("words", "flags", "return")]
+    passed = passed_on(flags, flag_names(described), own, TYPED_HERE)
     common = (["--demo"] if demo else []) + [word for pair in passed.items() for word in pair]
     cells = plan(task, names, widths, numbers, chain)
     if len(cells) == len(numbers):
@@ -114,87 +113,14 @@ def compare(
         if finished:
             print("\n" + result_tables.write(folder, finished, names, widths, len(numbers)))
             print(f"{folder / 'results.jsonl'}, table.md, accuracy.png")
-    failed = [name for name, outcome in outcomes.items() if outcome.status and not outcome.skipped]
-    if failed:
-        lines = [f"failed: {name}: {outcomes[name].last_line}" for name in failed]
-        skipped = sum(outcome.skipped for outcome in outcomes.values())
-        rest = f", {skipped} that start from them were not run" if skipped else ""
-        lines.append(f"{len(failed)} of {len(outcomes)} runs failed{rest}; the same command tries again")
-        lines.append(f"their logs are in {folder / 'logs'}")
-        print("\n".join(lines), file=sys.stderr)
-        sys.exit(1)
+    end(outcomes, folder / "logs")
 
 
-def train(commands: Sequence[Command], launcher: Launcher, workers: int) -> dict[str, Outcome]:
-    """Run the commands and say what starts and ends. Ctrl-C ends them, and the process, with how to continue."""
-    ended = 0
-
-    def report(command: Command, outcome: Outcome | None) -> None:
-        nonlocal ended
-        ended += outcome is not None
-        if outcome is None:
-            text = "started"
-        else:
-            text = f"failed: {outcome.last_line}" if outcome.status else f"done in {outcome.seconds / 60:.1f} min"
-        print(f"[{ended}/{len(commands)}] {command.name}: {text}", file=sys.stderr, flush=True)
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    devices = [name.strip() for name in visible.split(",")] if visible else [str(index) for index in range(count)]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // workers))
-
-    def environment(slot: int) -> dict[str, str | None]:
-        return {**device_environment(slot, devices[:count], visible), "OMP_NUM_THREADS": threads}
-
-    try:
-        if launcher.cluster == "local":
-            return run_all(commands, launcher, workers, environment, report)
-        return run_all(commands, launcher, workers, report=report)
-    except KeyboardInterrupt:
-        line = "interrupted; the same command continues: finished runs are kept, interrupted ones resume"
-        print(f"{sys.argv[0]}: {line}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-
-
-@contextmanager
-def hold(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Hold a folder of results for this process.
-
-    Raises:
-        UserError: another comparison is running there, or its runs were made with other settings and do not compare.
-    """
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another comparison is running there; wait, or choose another --out") from None
-        path = folder / "settings.json"
-        earlier = json.loads(path.read_text()) if path.exists() else settings
-        if earlier != settings:
-            text = " and ".join(" ".join(f"{k} {v}" for k, v in s.items()) for s in (earlier, settings))
-            raise UserError(f"{folder} holds runs with other settings ({text}); choose another --out")
-        path.write_text(json.dumps(settings, indent=1) + "\n")
-        yield
-
-
-def words_of(value: Any) -> list[str]:
-    """What fire made of a,b,c: a tuple, a list, a number or a string."""
-    values = value if isinstance(value, (tuple, list)) else str(value).split(",")
-    return [word for word in (str(value).strip() for value in values) if word]
-
-
-def positive(flag: str, value: Any) -> int:
-    if not (str(value).isdecimal() and int(value) > 0):
-        raise UserError(f"--{flag} {value}: expected a whole number, 1 or more")
-    return int(value)
-
-
-def program_of(task: str) -> Path:
-    programs = {path.parent.name: path for path in sorted((REPOSITORY / "single_domain").glob("*/main.py"))}
-    if task not in programs:
-        raise UserError(f"--task {task}: expected one of {', '.join(programs)}")
-    return programs[task]
+def task_of(name: str) -> Task:
+    known = {name: tasks[0] for name, tasks in programs().items() if tasks[0].kind == "single"}
+    if name not in known:
+        raise UserError(f"--task {name}: expected one of {', '.join(known)}")
+    return known[name]
 
 
 def method_names(methods: Any) -> list[str]:
@@ -225,35 +151,6 @@ def seed_list(seeds: Any) -> list[int]:
     if not numbers:
         raise UserError("--seeds 0: expected 1 or more")
     return numbers
-
-
-def passed_on(flags: dict[str, Any]) -> dict[str, str]:
-    """Further flags as main.py reads them, by name.
-
-    Raises:
-        UserError: neither this program nor main.py has such a flag, or this program sets it itself.
-    """
-    known = {name[2:] for flag in FLAGS if "single" in flag.kinds and not flag.unused for name in flag.names.split()}
-    for name in flags:
-        if name in TYPED_HERE:
-            raise UserError(f"--{name}: this program sets it for every run")
-        if name not in known:
-            own = [key for key in compare.__annotations__ if key not in ("words", "flags", "return")]
-            near = difflib.get_close_matches(name, [*own, *sorted(known - TYPED_HERE)], 1, 0.5)
-            raise UserError(f"unknown flag --{name}" + (f"; did you mean --{near[0]}?" if near else "; see --help"))
-    return {f"--{name}": str(flags[name]) for name in sorted(flags)}
-
-
-def submitit_options(slurm: Any) -> dict[str, Any]:
-    """partition=gpu,timeout_min=240 as parameters of submitit's executor."""
-    parameters: dict[str, Any] = {}
-    for word in words_of(slurm):
-        name, sign, value = word.partition("=")
-        if not sign:
-            raise UserError(f"--slurm {word}: expected name=value, such as partition=gpu,timeout_min=240")
-        prefix = "" if name in SUBMITIT_NAMES or name.startswith("slurm_") else "slurm_"
-        parameters[prefix + name] = int(value) if value.isdecimal() else value
-    return parameters
 
 
 if __name__ == "__main__":

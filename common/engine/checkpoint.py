@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.quantizers.layers import QuantConv2d, Quantizer, WeightQuantizer
 
 STATE_KEYS = ("state_dict_t", "state_dict")
+RESUME_KEYS = ("optimizer_t", "scheduler_t", "random", "crp")  # what only a resumed run reads
 LEFT_OUT = ("admm", ".opt.", "feature.fc.", "feature_layers.fc.")  # published entries that no network of ours has
 
 
@@ -40,6 +41,13 @@ def save(state: Mapping[str, Any], path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def keep_weights_alone(path: Path) -> None:
+    """Rewrite a checkpoint of this program without what only a resumed run reads."""
+    content = read(path)
+    if any(key in content for key in RESUME_KEYS):
+        save({key: value for key, value in content.items() if key not in RESUME_KEYS}, path)
 
 
 def read(path: Path) -> dict[str, Any]:

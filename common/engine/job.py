@@ -106,6 +106,11 @@ class Job:
             raise UserError(
                 f"--job_dir {self.folder} holds a run; add --resume to continue it or --reset to start over"
             )
+        if not (options.resume or options.test_only or self.last.exists()) and self._trimmed():
+            raise UserError(
+                f"--job_dir {self.folder} holds a finished run, of which the best weights alone were kept: --test_only "
+                "evaluates it, --reset starts over"
+            )
         self.logger.setLevel(logging.INFO)
         self.logger.propagate = False
         layout = logging.Formatter("%(asctime)s | %(message)s", "%m/%d %I:%M:%S %p")
@@ -117,6 +122,9 @@ class Job:
             self._write_config()
         for note in options.notes:
             self.log(note)
+
+    def _trimmed(self) -> bool:
+        return self.best.exists() and (self.folder / "summary.json").exists()
 
     def _write_config(self) -> None:
         values = recorded(self.options, self.task)

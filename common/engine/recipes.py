@@ -13,6 +13,7 @@ class Row:
         bits, pretrained_bits: the row's width and that of the file it starts from.
         pair: (source, target) domain of a cross-domain row.
         flags: its hyperparameters, by flag name without the dashes.
+        crp: whether it has relation preservation; such rows run in the daq_crp folder.
     """
 
     task: str
@@ -20,6 +21,7 @@ class Row:
     pretrained_bits: int
     flags: dict[str, Any]
     pair: tuple[str, str] | None = None
+    crp: bool = False
 
 
 _SGD = {"momentum": 0.9, "weight_decay": 1e-4, "lr_gamma": 0.1, "lam": 1.0, "lam2": 4.0, "act_range": 2.0}
@@ -64,7 +66,7 @@ def _office(task: str, **extra: Any) -> list[Row]:
         ("webcam", "amazon"): (32, 32),
     }
     return [
-        Row(task, bits, 32, {**_OFFICE, "train_batch_size": train, "eval_batch_size": test, **extra}, pair)
+        Row(task, bits, 32, {**_OFFICE, "train_batch_size": train, "eval_batch_size": test, **extra}, pair, crp=True)
         for pair, (train, test) in pairs.items()
         for bits in (8, 5, 4)
     ]

@@ -9,6 +9,8 @@ sys.path.insert(0, str(FOLDER.parents[1]))
 from common.engine.single_domain import main  # noqa: E402
 from common.engine.tasks import Task  # noqa: E402
 
+DEFAULTS = {"bitW": 4, "lr_decay_steps": [80, 120]}
+TASK = Task("densenet40", "single", FOLDER, model="densenet_40_quant", stem="dense", defaults=DEFAULTS)
+
 if __name__ == "__main__":
-    defaults = {"bitW": 4, "lr_decay_steps": [80, 120]}
-    main(Task("densenet40", "single", FOLDER, model="densenet_40_quant", stem="dense", defaults=defaults))
+    main(TASK)

@@ -9,6 +9,8 @@ sys.path.insert(0, str(FOLDER.parents[2]))
 from common.engine.cross_domain import main  # noqa: E402
 from common.engine.tasks import Task  # noqa: E402
 
+DEFAULTS = {"src_data": "mnist", "tgt_data": "mnistm", "bitW": 1}
+TASK = Task("dann_digits", "digits", FOLDER, model="MNISTmodel_quant", defaults=DEFAULTS)
+
 if __name__ == "__main__":
-    defaults = {"src_data": "mnist", "tgt_data": "mnistm", "bitW": 1}
-    main(Task("dann_digits", "digits", FOLDER, model="MNISTmodel_quant", defaults=defaults))
+    main(TASK)

@@ -1,0 +1,63 @@
+"""How much disk a plan's checkpoints take, from the sizes of the networks."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rows import Run
+
+from common.engine.cross_domain import model_arguments
+from common.engine.options import parse
+from common.engine.start import make_model
+from common.errors import UserError
+
+FULL_FILES = 3  # of a run in progress: last.pt, model_best.pt and the one being written
+
+
+def network_bytes(run: Run, words: Sequence[str]) -> tuple[int, int]:
+    """(weights and buffers, optimizer's momentum) of a run with these flags, in bytes; no memory is taken for them.
+
+    Raises:
+        UserError: main.py would refuse one of the flags.
+    """
+    options = parse(run.task, words)
+    extra = {} if run.task.kind == "single" else model_arguments(options, run.task)
+    with torch.device("meta"):
+        model = make_model(options, **extra)
+    momentum = sum(p.numel() * p.element_size() for p in model.parameters()) if options.momentum else 0
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values()), momentum
+
+
+def needed(left: Mapping[Run, Sequence[str]], workers: int) -> tuple[int, int]:
+    """(bytes kept in the end, most bytes taken at any time) by the checkpoints of the runs that are left.
+
+    A finished run keeps its best weights; one in progress has FULL_FILES files with the optimizer's momentum.
+    """
+    sizes = {run: network_bytes(run, words) for run, words in left.items()}
+    kept = sum(weights for weights, _ in sizes.values())
+    extra = sorted((FULL_FILES * (weights + momentum) - weights for weights, momentum in sizes.values()), reverse=True)
+    return kept, kept + sum(extra[:workers])
+
+
+def statement(folder: Path, kept: int, most: int, count: int) -> str:
+    """What a plan takes beside what is free where ``folder`` is or will be."""
+    return (
+        f"disk: {count} runs keep {size(kept)}, take at most {size(most)} while running; {size(free(folder))} are free"
+    )
+
+
+def check_free(folder: Path, most: int) -> None:
+    """Raises: UserError: fewer than ``most`` bytes are free."""
+    if free(folder) < most:
+        text = f"{size(most)} are needed and {size(free(folder))} are free"
+        raise UserError(f"--out {folder}: {text}; choose fewer rows, fewer --workers or another --out")
+
+
+def free(folder: Path) -> int:
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(place).free
+
+
+def size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,208 @@
+"""The rows of the README's tables as runs: how a row is called, what it starts from, the command that trains it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cells import BEST, FLOAT_BITS
+from command_line import flag_names
+from programs import programs
+from result_tables import read_summary
+
+from common.engine import recipes
+from common.engine.checkpoint import keep_weights_alone
+from common.engine.naming import find_source, name_files
+from common.engine.options import FLAGS, parse
+from common.engine.tasks import Task
+from common.errors import UserError
+
+PARTS = {"daq": "DAQ", "grad": "Gradient Approx.", "crp": "CRP"}  # of the method; the tables' columns
+ABLATION = (("daq",), ("daq", "grad"), ("daq", "grad", "crp"))
+CRP_FLAGS = {flag.key for flag in FLAGS if flag.crp}
+LABELS = {
+    "resnet20": "ResNet-20",
+    "resnet56": "ResNet-56",
+    "densenet40": "DenseNet-40",
+    "mnist": "MNIST",
+    "mnistm": "MNISTM",
+    "svhn": "SVHN",
+    "syndigit": "SynDigits",
+    "amazon": "A",
+    "dslr": "D",
+    "webcam": "W",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run: a row of a table at some parts of the method, or the float network (no parts) that rows start from.
+
+    Attributes:
+        task: the folder that it runs in. row: whose hyperparameters it takes. bits: of weights and activations.
+        parts: some of PARTS. source: the run that it starts from; None: from scratch or from ``file``.
+        file: a fetched file to start from.
+    """
+
+    task: Task
+    row: recipes.Row
+    bits: int
+    parts: tuple[str, ...] = ()
+    source: "Run | None" = None
+    file: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """Its folder, e.g. res20_4bit_daq_grad or aw_8bit_daq_grad_crp."""
+        if self.row.pair is None:
+            stem = self.task.stem
+        elif self.task.kind == "digits":
+            stem = "_".join(self.row.pair)
+        else:
+            stem = "".join(domain[0] for domain in self.row.pair)
+        return "_".join([stem, f"{self.bits}bit", *self.parts])
+
+    def flags(self) -> list[str]:
+        """What says which network and data it is about."""
+        pair = ["--src_data", self.row.pair[0], "--tgt_data", self.row.pair[1]] if self.row.pair else []
+        width = ["--bitW", str(self.bits), "--abitW", str(self.bits)]
+        method = ["--method", "ours", "--grad_approx", "sigmoid" if "grad" in self.parts else "ste"]
+        return [*pair, *width, *(method if self.parts else [])]
+
+    def arguments(self, folder: Path, passed: Mapping[str, str]) -> list[str]:
+        """Flags of main.py for a run in a folder of ``folder``, started or resumed.
+
+        Args:
+            passed: further flags by name; those that this run does not have are left out.
+        """
+        known = flag_names(self.task) - (set() if "crp" in self.parts else CRP_FLAGS)
+        further = [word for name, value in passed.items() if name[2:] in known for word in (name, value)]
+        start: list[str] = []
+        if self.source is not None:
+            start = ["--source_dir", str(folder), "--source_file", f"{self.source.name}/{BEST}"]
+        elif self.file is not None:
+            start = ["--source_dir", str(self.file.parent), "--source_file", self.file.name]
+        return [*self.flags(), *further, *start, "--job_dir", str(folder / self.name), "--resume"]
+
+    def summary(self, folder: Path) -> dict[str, Any] | None:
+        """What summary.json says; None: it is not finished."""
+        return read_summary(folder / self.name) if (folder / self.name / BEST).exists() else None
+
+    def trim(self, folder: Path) -> None:
+        """Of a finished run, drop what only a resume needs: last.pt and, in model_best.pt, the optimizer's state."""
+        best = folder / self.name / BEST
+        if (last := best.with_name("last.pt")).exists():
+            keep_weights_alone(best)
+            last.unlink()
+
+
+def label(row: recipes.Row) -> str:
+    """What the README's table calls it: ResNet-20, MNIST->MNISTM, A->W."""
+    return "->".join(LABELS[domain] for domain in row.pair) if row.pair else LABELS[row.task]
+
+
+def _key(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())
+
+
+def _called(row: recipes.Row, name: str) -> bool:
+    names = {label(row), row.task if row.pair is None else "-".join(row.pair)}
+    return _key(name) in {_key(one) for one in names}
+
+
+def tasks_named(names: Sequence[str]) -> list[str]:
+    chosen = [task for name in names for task in (recipes.TABLES if name == "all" else [name])]
+    for task in chosen:
+        if task not in recipes.TABLES:
+            raise UserError(f"--task {task}: expected all, or some of {', '.join(recipes.TABLES)}")
+    if not chosen:
+        raise UserError(f"--task: expected all, or some of {', '.join(recipes.TABLES)}")
+    return list(dict.fromkeys(chosen))
+
+
+def select(tasks: Sequence[str], names: Sequence[str], widths: Sequence[int]) -> list[recipes.Row]:
+    """The tables' rows by what the README calls them and by bits (empty: all); 32 bits: the widest row's, in float.
+
+    Raises:
+        UserError: no chosen table has such a row, or none such a width.
+    """
+    rows = [row for task in tasks for row in recipes.TABLES[task]]
+    for name in names:
+        if not any(_called(row, name) for row in rows):
+            known = ", ".join(dict.fromkeys(label(row).replace("->", "-") for row in rows))
+            raise UserError(f"--rows {name}: expected some of {known}")
+    rows = [row for row in rows if not names or any(_called(row, name) for name in names)]
+    for bits in widths:
+        if bits != FLOAT_BITS and not any(row.bits == bits for row in rows):
+            known = ", ".join(map(str, sorted({row.bits for row in rows}, reverse=True)))
+            raise UserError(f"--bits {bits}: expected some of 32, {known}")
+    floats = [recipes.find_row(row.task, FLOAT_BITS, row.pair) for row in rows] if FLOAT_BITS in widths else []
+    of_float = [replace(row, bits=FLOAT_BITS) for row in floats if row is not None]
+    chosen = of_float + [row for row in rows if not widths or row.bits in widths]
+    return [row for i, row in enumerate(chosen) if row not in chosen[:i]]
+
+
+def plan(rows: Sequence[recipes.Row], ablation: bool = False, crp: bool = True, fetched: bool = False) -> list[Run]:
+    """The runs, each after the one that it starts from; widths on the way are planned too.
+
+    Args:
+        ablation: every row with DAQ alone, with the gradient approximation, and with CRP where the task has it.
+        crp: False: the tables' rows without their CRP.
+        fetched: start from the published 32-bit files and not from float networks trained here.
+    Raises:
+        UserError: a published file is not there; says where it was looked for.
+    """
+    runs: dict[tuple[str, str], Run] = {}
+
+    def add(row: recipes.Row, bits: int, parts: tuple[str, ...]) -> Run:
+        folders = programs()[row.task]
+        if bits == FLOAT_BITS:
+            run = Run(folders[0], row, bits)
+        else:
+            task = next(task for task in folders if task.crp == ("crp" in parts))
+            run = Run(task, row, bits, parts)
+            wider = row.pretrained_bits
+            if wider != FLOAT_BITS:
+                source = recipes.find_row(row.task, wider, row.pair)
+                if source is None:
+                    raise ValueError(f"{row}: the tables have no row of {wider} bits")
+                run = replace(run, source=add(source, wider, parts))
+            elif fetched:
+                run = replace(run, file=_fetched(run))
+            else:
+                run = replace(run, source=add(row, FLOAT_BITS, ()))
+        return runs.setdefault((row.task, run.name), run)
+
+    for row in rows:
+        if row.bits == FLOAT_BITS:
+            add(row, FLOAT_BITS, ())
+            continue
+        for parts in ABLATION if ablation else (_parts(row),):
+            has_crp = any(task.crp for task in programs()[row.task])
+            if "crp" not in parts or (crp and has_crp):
+                add(row, row.bits, parts)
+            elif not ablation:
+                add(row, row.bits, tuple(part for part in parts if part != "crp"))
+    return list(runs.values())
+
+
+def _parts(row: recipes.Row) -> tuple[str, ...]:
+    """Those of the README's table."""
+    grad = ("grad",) if row.flags["grad_approx"] == "sigmoid" else ()
+    return ("daq", *grad, *(("crp",) if row.crp else ()))
+
+
+def _fetched(run: Run) -> Path:
+    """The published 32-bit file, in the folder of the run or of its neighbour with or without CRP."""
+    folders = sorted(programs()[run.task.name], key=lambda task: task.folder != run.task.folder)
+    missing: UserError | None = None
+    for task in folders:
+        options = parse(task, run.flags())
+        name_files(options, task)
+        try:
+            return find_source(options, task, []).absolute()
+        except UserError as error:
+            missing = missing or error
+    assert missing is not None
+    raise missing
