@@ -89,11 +89,12 @@ def reproduce(
     own = [key for key in reproduce.__annotations__ if key not in ("words", "flags", "return")]
     passed = passed_on(flags, known, own, TYPED_HERE)
     folders = {name: Path(str(out)) / (f"{name}_demo" if demo else name) for name in tasks}
-    left = {
-        run: [*(["--demo"] if demo else []), *run.arguments(folders[run.task.name], passed)]
-        for run in runs
-        if run.summary(folders[run.task.name]) is None
-    }
+    demo_flag = ["--demo"] if demo else []
+    left = {}
+    for run in runs:
+        folder = folders[run.task.name]
+        if run.summary(folder) is None:
+            left[run] = [*demo_flag, *run.arguments(folder, passed)]
     kept, most = disk.needed(left, at_once)
     about_disk = disk.statement(Path(str(out)), kept, most, len(left))
     if dry_run:
