@@ -2,15 +2,18 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from rows import Run
 
 from common.engine.cross_domain import model_arguments
 from common.engine.options import parse
-from common.engine.start import make_model
+from common.engine.start import scheme_options
 from common.errors import UserError
+from common.models import build_model
 
 FULL_FILES = 3  # of a run in progress: last.pt, model_best.pt and the one being written
 
@@ -23,10 +26,18 @@ def network_bytes(run: Run, words: Sequence[str]) -> tuple[int, int]:
     """
     options = parse(run.task, words)
     extra = {} if run.task.kind == "single" else model_arguments(options, run.task)
+    scheme = scheme_options(options)
+    state, parameters = _model_bytes(options.model, tuple(scheme.items()), tuple(extra.items()))
+    return state, parameters if options.momentum else 0
+
+
+@cache
+def _model_bytes(name: str, scheme: tuple[tuple[str, Any], ...], extra: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
+    """Bytes of a network's state and of its parameters."""
     with torch.device("meta"):
-        model = make_model(options, **extra)
-    momentum = sum(p.numel() * p.element_size() for p in model.parameters()) if options.momentum else 0
-    return sum(t.numel() * t.element_size() for t in model.state_dict().values()), momentum
+        model = build_model(name, **dict(scheme), **dict(extra))
+    state, parameters = model.state_dict().values(), model.parameters()
+    return sum(t.nbytes for t in state), sum(p.nbytes for p in parameters)
 
 
 def needed(left: Mapping[Run, Sequence[str]], workers: int) -> tuple[int, int]:

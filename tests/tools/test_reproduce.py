@@ -1,0 +1,218 @@
+"""Rows of the README's tables: what is run, in which order, what is kept of it, and the table that comes out."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import disk
+import pytest
+import reproduce
+import torch
+from anchors import ANCHORS
+from programs import programs
+from rows import label, plan, select
+
+from common.data.demo import cifar10
+from common.engine import recipes
+from common.engine.options import parse
+from common.engine.tasks import REPOSITORY, Task
+from common.errors import UserError
+from tests.conftest import refusal, run
+
+TASKS = {str(task.folder / "main.py"): task for tasks in programs().values() for task in tasks}
+
+
+def dry(capsys: pytest.CaptureFixture, **flags: Any) -> list[tuple[Task, Any]]:
+    """The tasks and parsed options of the commands that --dry_run prints."""
+    reproduce.reproduce(dry_run=True, **flags)
+    about, *lines = capsys.readouterr().out.splitlines()
+    assert about.startswith("# disk: ")
+    commands = [shlex.split(line) for line in lines]
+    assert all(python == "python" for python, *_ in commands)
+    tasks = [TASKS[str(Path(program).resolve())] for _, program, *_ in commands]
+    return [(task, parse(task, words[2:])) for task, words in zip(tasks, commands, strict=True)]
+
+
+def test_every_row_of_every_table_is_run_after_what_it_starts_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = dry(capsys, demo=True, num_epochs=1, img_size=32)
+    planned = {(task.name, options.pair, options.bits) for task, options in found}
+    rows = [row for table in recipes.TABLES.values() for row in table]
+    assert planned == {(row.task, row.pair, bits) for row in rows for bits in (row.bits, 32)}
+    assert len(planned) == len(found), "each once"
+    jobs: dict[str, int] = {}
+    for task, options in found:
+        row = recipes.find_row(task.name, options.bits, options.pair)
+        assert row is not None
+        assert (options.demo, options.num_epochs, options.resume) == (True, 1, "")
+        if options.bits != 32:
+            assert options.grad_approx == row.flags["grad_approx"]
+            assert task.crp == row.crp
+            source = str(Path(options.source_dir, options.source_file).parents[1])
+            assert jobs[source] == row.pretrained_bits, "planned before, at the table's width"
+        assert options.job_dir not in jobs
+        jobs[options.job_dir] = options.bits
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+def test_rows_and_bits_as_the_readme_calls_them() -> None:
+    chosen = select(["dann_office", "dsan_office"], ["A-W", "D->W", "webcam-dslr"], [8, 4])
+    assert [(label(row), row.bits) for row in chosen[:6]] == [
+        (name, bits) for name in ("A->W", "D->W", "W->D") for bits in (8, 4)
+    ]
+    assert len(chosen) == 12
+    assert [row.task for row in select(list(recipes.TABLES), ["resnet-20"], [])] == ["resnet20"] * 4
+    chain = plan(select(["densenet40"], [], [2]))
+    assert [run.name for run in chain] == ["dense_32bit", *(f"dense_{bits}bit_daq_grad" for bits in (8, 4, 3, 2))]
+    assert [run.name for run in plan(select(["dann_office"], ["D-A"], [32]))] == ["da_32bit"]
+
+
+def test_the_ablation_adds_a_part_at_a_time_from_the_same_float_network() -> None:
+    office = plan(select(["dsan_office"], ["A-W"], [4]), ablation=True)
+    assert [run.name for run in office] == [
+        *("aw_32bit", "aw_4bit_daq", "aw_4bit_daq_grad", "aw_4bit_daq_grad_crp"),
+    ]
+    assert [run.task.crp for run in office] == [False, False, False, True]
+    assert {run.source for run in office[1:]} == {office[0]}
+    assert ["ste" in run.flags() for run in office[1:]] == [True, False, False]
+    cifar = plan(select(["resnet20"], [], [4]), ablation=True)
+    assert [run.name for run in cifar[1:3]] == ["res20_8bit_daq", "res20_4bit_daq"], "a chain of its own"
+    assert not any("crp" in run.parts for run in cifar)
+    plain = plan(select(["dann_office"], ["A-W"], [4]), crp=False)
+    assert [run.name for run in plain] == ["aw_32bit", "aw_4bit_daq_grad"]
+
+
+def test_a_flag_goes_to_the_runs_that_have_it(capsys: pytest.CaptureFixture) -> None:
+    found = dry(capsys, task=("resnet20", "dsan_office"), rows="ResNet-20,A-W", bits=8, mu=0.7, param=0.9, lr=0.5)
+    assert len(found) == 4
+    for task, options in found:
+        assert options.lr == 0.5
+        assert getattr(options, "param", None) == (0.9 if task.kind == "dsan" else None)
+        assert getattr(options, "mu", None) == (0.7 if task.crp else None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"task": "resnet18"}, "--task resnet18: expected all, or some of resnet20,"),
+        ({"task": "dann_office", "rows": "A-X"}, "--rows A-X: expected some of A-W, D-W,"),
+        ({"task": "resnet20", "bits": 5}, "--bits 5: expected some of 32, 8, 4, 3, 2"),
+        ({"task": "resnet20", "mu": 1}, "unknown flag --mu"),
+        ({"num_epoch": 1}, r"unknown flag --num_epoch; did you mean --num_epochs\?"),
+        ({"grad_approx": "ste"}, "--grad_approx: this program sets it for every run"),
+        ({"lr": "fast"}, "--lr: expected a number above 0, not 'fast'"),
+        ({"demo": True, "fetched": True}, "--fetched: the published files are of the real data"),
+        ({"task": "resnet20", "fetched": True}, "res20_32bit/model_best.pt was not found; .*download it from https"),
+    ],
+)
+def test_wrong_flags_get_one_clear_line(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        reproduce.reproduce(out=str(tmp_path / "out"), **flags)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_published_file_takes_the_place_of_the_float_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "pretrained" / "ours" / "res20_32bit" / "model_best.pt"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    first, second = plan(select(["resnet20"], [], [4]), fetched=True)
+    assert (first.bits, first.file, first.source) == (8, file, None)
+    assert (second.file, second.source) == (None, first)
+
+
+def test_no_figure_is_cited_for_a_row_that_does_not_exist() -> None:
+    rows = {(row.task, label(row)) for table in recipes.TABLES.values() for row in table}
+    assert {(anchor.task, anchor.row) for anchor in ANCHORS} <= rows
+    assert recipes.TABLES.keys() == programs().keys(), "each table has its programs"
+
+
+class Table:
+    """The 8-bit row of ResNet-20 on very small demo data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.out = folder / "data", folder / "results"
+        self.jobs = self.out / "resnet20_demo"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cifar10, "TRAIN_IMAGES", 100)
+            patch.setattr(cifar10, "TEST_IMAGES", 50)
+            cifar10.write(self.data / "demo" / "cifar10")
+
+    def run(self, **flags: Any) -> None:
+        given = {"task": "resnet20", "bits": 8, "demo": True, "num_epochs": 1, "out": self.out, "data_dir": self.data}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")
+            reproduce.reproduce(**given | flags)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    table = Table(tmp_path_factory.mktemp("table"))
+    table.run()
+    return table
+
+
+def test_the_table_is_the_readmes_with_results_and_sources(table: Table) -> None:
+    text = (table.jobs / "table.md").read_text()
+    assert text.startswith("# ResNet-20 on CIFAR-10: demo data, not the benchmark")
+    assert (
+        "| Model | Bit-width | Pretrained Bit-width | DAQ | Gradient Approx. | CRP | demo top-1 (%), last epoch |"
+        in text
+    )
+    entries = [json.loads(line) for line in (table.jobs / "results.jsonl").read_text().splitlines()]
+    assert [entry["bits"] for entry in entries] == [32, 8]
+    shown = f"{entries[1]['last']['top1']:.2f} (epoch 1)"
+    assert f"| ResNet-20 | 8 | 32 | V | V |  | {shown} | {shown} |" in text
+    assert "APoT 92.96 [1]" in text
+    assert "[1] README of the APoT repository" in text
+
+
+def test_a_finished_row_keeps_its_best_weights_alone_as_foretold(table: Table) -> None:
+    files = {path.name: path for path in (table.jobs / "res20_8bit_daq_grad" / "checkpoint").iterdir()}
+    assert set(files) == {"model_best.pt"}
+    content = torch.load(files["model_best.pt"], weights_only=True)
+    assert not content.keys() & {"optimizer_t", "scheduler_t", "random"}
+    run8 = plan(select(["resnet20"], [], [8]))[1]
+    (weights, momentum) = disk.network_bytes(run8, run8.arguments(table.out, {}))
+    assert weights == pytest.approx(files["model_best.pt"].stat().st_size, rel=0.1)
+    assert disk.needed({run8: run8.arguments(table.out, {})}, 1) == (weights, 3 * (weights + momentum))
+    with pytest.raises(UserError, match=r"are needed and .* are free"):
+        disk.check_free(table.out, 10**18)
+
+
+def test_what_is_finished_is_not_run_again(table: Table, capsys: pytest.CaptureFixture) -> None:
+    text = (table.jobs / "table.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in table.jobs.glob("res20*/**/*")}
+    table.run()
+    assert {path: path.stat().st_mtime_ns for path in table.jobs.glob("res20*/**/*")} == before
+    assert (table.jobs / "table.md").read_text() == text
+    assert "started" not in capsys.readouterr().err
+    table.run(dry_run=True)
+    assert capsys.readouterr().out.splitlines()[1:] == ["# every row is finished"]
+    with pytest.raises(UserError, match="holds runs with other settings"):
+        table.run(num_epochs=2)
+
+
+def test_the_task_itself_knows_that_a_trimmed_run_is_finished(table: Table) -> None:
+    job = table.jobs / "res20_8bit_daq_grad"
+    words = ["--demo", "--bitW", 8, "--data_dir", table.data, "--num_epochs", 1, "--job_dir", job]
+    metrics = (job / "metrics.jsonl").read_bytes()
+    for further in ([], ["--resume"]):
+        line = refusal("single_domain/resnet20", *words, *further)
+        assert "holds a finished run, of which the best weights alone were kept: --test_only evaluates it" in line
+    assert (job / "metrics.jsonl").read_bytes() == metrics
+    assert run("single_domain/resnet20", *words, "--test_only").returncode == 0
+    tested = json.loads((job / "test.json").read_text())["test"]["prec1"]
+    assert tested == pytest.approx(json.loads((job / "summary.json").read_text())["best"]["test_prec1"])
+
+
+def test_tox_has_an_environment_for_every_program() -> None:
+    text = (REPOSITORY / "tox.ini").read_text()
+    for name, tasks in programs().items():
+        for task in tasks:
+            assert name in text
+            assert task.kind == "single" or f"{name}-{task.folder.name}: cross_domain/{name}/{task.folder.name}" in text
