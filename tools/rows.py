@@ -194,15 +194,7 @@ def _parts(row: recipes.Row) -> tuple[str, ...]:
 
 
 def _fetched(run: Run) -> Path:
-    """The published 32-bit file, in the folder of the run or of its neighbour with or without CRP."""
-    folders = sorted(programs()[run.task.name], key=lambda task: task.folder != run.task.folder)
-    missing: UserError | None = None
-    for task in folders:
-        options = parse(task, run.flags())
-        name_files(options, task)
-        try:
-            return find_source(options, task, []).absolute()
-        except UserError as error:
-            missing = missing or error
-    assert missing is not None
-    raise missing
+    """The published 32-bit file, where main.py would look for it, default folders of earlier runs left out."""
+    options = parse(run.task, run.flags())
+    name_files(options, run.task)
+    return find_source(options, run.task, []).absolute()

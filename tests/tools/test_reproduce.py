@@ -105,7 +105,10 @@ def test_a_flag_goes_to_the_runs_that_have_it(capsys: pytest.CaptureFixture) -> 
         ({"grad_approx": "ste"}, "--grad_approx: this program sets it for every run"),
         ({"lr": "fast"}, "--lr: expected a number above 0, not 'fast'"),
         ({"demo": True, "fetched": True}, "--fetched: the published files are of the real data"),
-        ({"task": "resnet20", "fetched": True}, "res20_32bit/model_best.pt was not found; .*download it from https"),
+        (
+            {"task": "resnet20", "fetched": True},
+            "res20_32bit/model_best.pt was not found; .*fetch_pretrained.py download",
+        ),
     ],
 )
 def test_wrong_flags_get_one_clear_line(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
