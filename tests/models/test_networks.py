@@ -235,7 +235,7 @@ TERNARY = Method(
 @pytest.mark.parametrize("name", MODELS)
 def test_a_ninth_method_is_one_registry_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, TERNARY.name, TERNARY)
-    model = build_model(name, method="ternary", bitW=2, abitW=2).train()
+    model = fill_by_name(build_model(name, method="ternary", bitW=2, abitW=2)).train()
     outputs = model(*inputs(name, 3))
     sum(o.square().sum() for o in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
