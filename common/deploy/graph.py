@@ -1,0 +1,55 @@
+"""A trained network as a graph from images to class logits, which the exporters rewrite."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from common.quantizers.layers import QuantConv2d, Quantizer
+
+CLASSIFIERS = ("classifier", "class_classifier")
+
+
+class ClassLogits(nn.Module):
+    """(B, C, H, W) images to (B, classes) logits: what is deployed. A domain discriminator is left behind."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.classifier = next((name for name in CLASSIFIERS if hasattr(network, name)), None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        network: Any = self.network
+        if self.classifier is None:
+            return network(images)
+        return getattr(network, self.classifier)(network.features(images))
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return isinstance(module, QuantConv2d | Quantizer) or super().is_leaf_module(module, qualified_name)
+
+
+def trace(network: nn.Module) -> fx.GraphModule:
+    """A copy of the network in evaluation mode as a graph whose nodes are layers; names are the network's own."""
+    root = ClassLogits(copy.deepcopy(network).cpu().eval())
+    for parameter in root.parameters():
+        parameter.requires_grad_(False)
+    graph = _Tracer().trace(root)
+    prefix = "network."
+    layers: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            layers[node.target.removeprefix(prefix)] = root.get_submodule(node.target)
+            node.target = node.target.removeprefix(prefix)
+    return fx.GraphModule(layers, graph, "Deployed").eval()
+
+
+def batch_norm_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(scale, shift), (C,) float64, with which evaluation-mode BatchNorm is x * scale + shift."""
+    mean, variance = bn.running_mean, bn.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = torch.rsqrt(variance.double() + bn.eps) * (bn.weight.double() if bn.affine else 1)
+    return scale, (bn.bias.double() if bn.affine else 0) - mean.double() * scale

@@ -1,0 +1,124 @@
+"""The integer form: the codes of the fake-quantized network, layer by layer, and integers alone in between."""
+
+import pytest
+import torch
+from torch import fx, nn
+
+from common.deploy.graph import ClassLogits
+from common.deploy.integer import integer_network
+from common.deploy.integer_layers import FirstConv, IntegerConv2d, PixelMean, ToFloat
+from common.deploy.parity import compare_layers
+from common.deploy.thresholds import Thresholds
+from common.errors import UserError
+from common.models import build_model
+from common.quantizers import METHODS
+from tests.deploy.conftest import calibrated, images
+
+NETWORKS = ("resnet20_quant", "densenet_40_quant", "MNISTmodel_quant", "resnet50_dann")  # the others are built alike
+CASES = [(name, 4) for name in NETWORKS] + [("densenet_40_quant", 8)]
+CASES += [(name, bits) for name in ("resnet20_quant", "MNISTmodel_quant") for bits in (1, 2, 3, 5, 8)]
+
+
+@pytest.mark.parametrize(("name", "bits"), CASES)
+def test_layers_give_the_same_codes_but_for_float_rounding_on_a_threshold(name: str, bits: int) -> None:
+    model, x = calibrated(name, bits), images(name, 1)
+    rows = compare_layers(model, x)
+    assert len(rows) == sum(isinstance(layer, Thresholds) for layer in integer_network(model).modules())
+    total, different = sum(row.codes for row in rows), sum(row.different for row in rows)
+    assert different <= total * (1e-4 if bits < 8 else 3e-4)  # float32 itself is that coarse at 8 bits: see below
+    assert max(row.distance for row in rows) <= (2**bits - 1) * 2**-24 * 64
+    exact = sum(row.different for row in compare_layers(model, x, float64=True))
+    assert exact <= total * 1e-5, "what float64 shows is no rounding of float32"
+
+
+def test_the_comparison_notices_a_threshold_off_by_one(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Thresholds.forward
+    monkeypatch.setattr(Thresholds, "forward", lambda layer, sums: plain(layer, sums + 1))
+    assert sum(row.different for row in compare_layers(small, images("resnet20_quant", 1))) > 100
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_only_integers_between_the_first_and_the_last_layer(name: str) -> None:
+    network = integer_network(calibrated(name, 4))
+    seen: dict[str, torch.dtype] = {}
+
+    class Watch(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> object:
+            out = super().run_node(node)
+            if isinstance(out, torch.Tensor):
+                seen[node.name] = out.dtype
+            return out
+
+    with torch.no_grad():
+        Watch(network).run(images(name, 1))
+    nodes = list(network.graph.nodes)
+    layers = {node: network.get_submodule(node.target) for node in nodes if node.op == "call_module"}
+    first = next(i for i, node in enumerate(nodes) if isinstance(layers.get(node), FirstConv))
+    last = next(i for i, node in enumerate(nodes) if isinstance(layers.get(node), PixelMean | ToFloat | nn.Sequential))
+    between = nodes[first:last]
+    assert len(between) > 6
+    assert {seen[node.name] for node in between} == {torch.int32}
+    calls = {str(node.target).rsplit(".", 1)[-1] for node in between if node.op != "call_module"}
+    assert not any(word in call for call in calls for word in ("div", "erf", "mul", "float", "exp"))
+    constants = [tensor.dtype for node in between[1:] if node in layers for tensor in layers[node].buffers()]
+    assert not any(dtype.is_floating_point for dtype in constants)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_logits_agree_end_to_end(name: str) -> None:
+    """At few bits no sum of these images sits on a threshold, so that only the last layer's rounding may differ."""
+    model, x = calibrated(name, 4 if name == "resnet50_dann" else 2), images(name, 1)
+    torch.testing.assert_close(integer_network(model)(x), ClassLogits(model)(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "high"),
+    [
+        ("resnet20_quant", 6, 252),
+        ("resnet20_quant", 7, 508),
+        ("resnet56_quant", 5, 310),
+        ("resnet50_dann", 5, 217),
+        ("resnet50_dsan", 6, 441),
+    ],
+)
+def test_where_residual_sums_leave_eight_bits(name: str, bits: int, high: int) -> None:
+    arguments = {"quant_shortcut": True} if name.startswith("resnet50") else {}
+    model = build_model(name, bitW=bits, abitW=bits, **arguments)
+    layers = [layer for layer in integer_network(model).modules() if isinstance(layer, IntegerConv2d)]
+    assert max(layer.high for layer in layers) == high
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(7, torch.int8), (8, torch.int16)])
+def test_where_weights_leave_int8(bits: int, dtype: torch.dtype) -> None:
+    layers = [
+        m for m in integer_network(calibrated("MNISTmodel_quant", bits)).modules() if isinstance(m, IntegerConv2d)
+    ]
+    assert [layer.weight.dtype for layer in layers] == [dtype]
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "ours"])
+def test_other_methods_are_refused(method: str) -> None:
+    with pytest.raises(UserError, match="--method ours"):
+        integer_network(build_model("resnet20_quant", method=method, bitW=4, abitW=4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"name": "resnet20_quant"}, "float weights"),
+        ({"name": "resnet20_quant", "bitW": 4, "abitW": 32}, "--abitW"),
+        ({"name": "resnet20_quant", "bitW": 4, "abitW": 4, "levels": "published"}, "--levels exact"),
+        ({"name": "resnet50_dann", "bitW": 4, "abitW": 4}, "--quant_shortcut True"),
+    ],
+)
+def test_what_has_no_integer_form_is_refused_in_one_line(arguments: dict, what: str) -> None:
+    with pytest.raises(UserError, match=what) as refusal:
+        integer_network(build_model(**arguments))
+    assert "\n" not in str(refusal.value)
+
+
+def test_statistics_of_a_diverged_run_are_refused(small: nn.Module) -> None:
+    small.layers[2].bn0.running_mean[0] = float("nan")
+    with pytest.raises(UserError, match=r"layers.2.before_relu0.*finite"):
+        integer_network(small)
