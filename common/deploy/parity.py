@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from common.deploy.graph import trace
 from common.deploy.integer import integer_network
 from common.deploy.integer_layers import weight_integers
+from common.deploy.onnx import need, open_session
 from common.deploy.thresholds import Thresholds
 from common.quantizers.alignq import AlignAct, aligned_position
 from common.quantizers.layers import QuantConv2d, WeightQuantizer
@@ -50,8 +51,9 @@ def in_float64(source: fx.GraphModule) -> fx.GraphModule:
     """The traced network with the same weight levels, computing in float64; changes ``source``."""
     for name, layer in list(source.named_modules()):
         if isinstance(layer, QuantConv2d):
-            geometry: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
-            conv = nn.Conv2d(layer.in_channels, layer.out_channels, *geometry, layer.bias is not None)
+            names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+            arguments: dict[str, Any] = {key: getattr(layer, key) for key in names}
+            conv = nn.Conv2d(**arguments, bias=layer.bias is not None)
             assert isinstance(layer.weight_quantizer, WeightQuantizer)
             n = 2**layer.weight_quantizer.bits - 1
             conv.double().weight = nn.Parameter(weight_integers(layer).double() / n, requires_grad=False)
@@ -105,3 +107,29 @@ def _run_with_hooks(graph: fx.GraphModule, images: Tensor, kind: type[nn.Module]
         for hook in hooks:
             hook.remove()
     return found
+
+
+@torch.no_grad()
+def compare_onnx_layers(network: nn.Module, model: Any, images: Tensor) -> list[LayerParity]:
+    """Fake-quantized against an ONNX model, every layer of the latter fed with the former's codes.
+
+    Args:
+        model: the ModelProto of ``onnx_model`` or of a loaded file. It is cut open at every activation quantizer: its
+            output becomes an output of the model, and those who read it read a new input instead.
+    """
+    expected = fake_quantized_codes(source := trace(network), images)
+    acts: dict[str, Any] = {name: source.get_submodule(name) for name in expected}
+    cut = type(model).FromString(model.SerializeToString())
+    for node in cut.graph.node:
+        node.input[:] = [f"{name}:given" if name in expected else name for name in node.input]
+    helper = need("onnx").helper
+    for name, (codes, _) in expected.items():
+        shape = ["batch", *codes.shape[1:]]
+        cut.graph.input.append(helper.make_tensor_value_info(f"{name}:given", 1, shape))
+        cut.graph.output.append(helper.make_tensor_value_info(name, 1, shape))
+    levels = {f"{name}:given": acts[name].grid.values(codes.float()).numpy() for name, (codes, _) in expected.items()}
+    outputs = open_session(cut.SerializeToString()).run(list(expected), {"images": images.numpy(), **levels})
+    return [
+        compare_codes(name, acts[name].grid.codes(torch.from_numpy(out)).int(), *expected[name])
+        for name, out in zip(expected, outputs, strict=True)
+    ]
