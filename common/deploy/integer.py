@@ -64,10 +64,10 @@ def integer_network(network: nn.Module) -> fx.GraphModule:
         UserError: a float convolution or activation between first and last layer (another method, 32 bits, ResNet-50
             without --quant_shortcut True), the published grid, or sums beyond 32 bits.
     """
-    return _Rewriter(trace(network)).run()
+    return Rewriter(trace(network)).run()
 
 
-class _Rewriter:
+class Rewriter:
     """Walks the graph, keeping for every tensor what its integers mean, and writes the integer graph."""
 
     def __init__(self, source: fx.GraphModule) -> None:

@@ -1,0 +1,106 @@
+"""Latency of the exact int8 path against float32 with folded BatchNorm, interleaved in one process, on a CPU.
+
+OMP_NUM_THREADS=2 python tools/deploy_benchmark.py --bits 8,4 --batches 1,16 --out latency.json
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import fire  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.fx.experimental.optimization import fuse  # noqa: E402
+
+from common.deploy.fast import fast_network  # noqa: E402
+from common.deploy.graph import trace  # noqa: E402
+from common.engine.cli import run_cleanly  # noqa: E402
+from common.errors import UserError  # noqa: E402
+from common.models import build_model  # noqa: E402
+
+NETWORKS = {"resnet20": ("resnet20_quant", 32, {}), "resnet50": ("resnet50_dann", 224, {"quant_shortcut": True})}
+
+
+@torch.no_grad()
+def random_network(name: str, bits: int) -> tuple[nn.Module, int]:
+    """A network with random weights and the BatchNorm statistics of random images, and its image size."""
+    model_name, size, arguments = NETWORKS[name]
+    torch.manual_seed(0)
+    model: Any = build_model(model_name, bitW=bits, abitW=bits, **arguments).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    getattr(model, "features", model)(torch.randn(4, 3, min(size, 64), min(size, 64)))
+    return model.eval(), size
+
+
+def float_network(name: str) -> nn.Module:
+    """The float32 network with BatchNorm folded into its convolutions, compiled with its weights as constants."""
+    folded = fuse(trace(random_network(name, 32)[0])).to(memory_format=torch.channels_last)
+    return torch.compile(folded, options={"freezing": True})
+
+
+def time_in_turn(runs: dict[str, Callable[[Tensor], Any]], images: Tensor, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of every run, ``repeats`` times one after another, after three rounds to warm up."""
+    milliseconds: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.no_grad():
+        for index in range(repeats + 3):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run(images)
+                if index >= 3:
+                    milliseconds[name].append(1e3 * (time.perf_counter() - start))
+    return milliseconds
+
+
+def numbers(value: Any) -> list[int]:
+    return [int(one) for one in (value if isinstance(value, list | tuple) else str(value).split(","))]
+
+
+def main(
+    networks: Any = "resnet20,resnet50", bits: Any = (8, 4), batches: Any = (1, 16), repeats: int = 20, out: str = ""
+) -> None:
+    """Print the table of medians; ratios are medians of the ratios within a round.
+
+    Args:
+        networks: of resnet20 (32 x 32 images) and resnet50 (224 x 224). out: also write the figures there, as JSON.
+    """
+    chosen = networks.split(",") if isinstance(networks, str) else list(networks)
+    if unknown := [name for name in chosen if name not in NETWORKS]:
+        raise UserError(f"--networks {unknown[0]}: expected {', '.join(NETWORKS)}")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, random weights")
+    print(
+        "| network | batch | float32 (ms) | " + " | ".join(f"{k} bits (ms), times faster" for k in numbers(bits)) + " |"
+    )
+    print("|---|---:|---:|" + "---:|" * len(numbers(bits)))
+    rows = []
+    for name in chosen:
+        for batch in numbers(batches):
+            size = NETWORKS[name][1]
+            images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+            runs: dict[str, Callable[[Tensor], Any]] = {"float32": float_network(name)}
+            for k in numbers(bits):
+                runs[f"{k} bits"] = fast_network(random_network(name, k)[0], (batch, 3, size, size))
+            milliseconds = time_in_turn(runs, images, repeats)
+            base = milliseconds["float32"]
+            cells = [f"{statistics.median(base):.2f}"]
+            for key, values in list(milliseconds.items())[1:]:
+                ratio = statistics.median(a / b for a, b in zip(base, values, strict=True))
+                cells.append(f"{statistics.median(values):.2f}, {ratio:.2f}")
+                rows.append({"network": name, "batch": batch, "path": key, "times_faster": ratio, "ms": values})
+            rows.append({"network": name, "batch": batch, "path": "float32", "times_faster": 1.0, "ms": base})
+            print(f"| {name} | {batch} | " + " | ".join(cells) + " |", flush=True)
+    if out:
+        content = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
+        Path(out).write_text(json.dumps(content))
+
+
+if __name__ == "__main__":
+    run_cleanly(lambda: fire.Fire(main))
