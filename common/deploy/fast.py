@@ -1,8 +1,8 @@
 """A fast exact path on a CPU: torch's oneDNN int8 convolution, then CDF, rounding, addition and ReLU in one kernel.
 
 Every convolution but the first multiplies uint8 activations with int8 weights and returns float32, BatchNorm folded
-into its output scale and bias. The result is the trained network's but for float rounding on a threshold. Two cases pass
-8 bits and stay exact:
+into its output scale and bias. The result is the trained network's but for float rounding on a threshold. Two cases
+pass 8 bits and stay exact:
 
 - 8-bit weights (2 c - 255 leaves int8) are 2 (c - 128) + 1: the sum is twice that of the int8 codes c - 128, plus the
   sum of the inputs, which one more output channel of ones computes;
@@ -73,7 +73,7 @@ def fused_kernel(bits: int, kinds: tuple[Kind, ...], wide_output: bool) -> Calla
     Args:
         kinds: one per term. "codes": integers as they are. "sum": a pre-activation u, which becomes
             2 round(n Phi(u)) - n. "two": u in two summands, of the low and the high bytes. "+ones": u still lacks its
-            last column times a vector of scales. All tensors are flat, but for "+ones", where they are (pixels, channels).
+            last column times a vector of scales. All tensors are flat; with "+ones" they are (pixels, channels).
         wide_output: int16 and not uint8.
     """
     n = 2**bits - 1
