@@ -104,6 +104,8 @@ class FirstLayer(nn.Module):
     """The float convolution of the image, BatchNorm folded."""
 
     kind: Kind = "sum"
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, conv: QuantConv2d, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
@@ -205,7 +207,7 @@ class _FastRewriter(Rewriter):
         super().identity(node)
         for table in (self.convolutions, self.pending):
             if (source := node.all_input_nodes[0]) in table:
-                table[node] = table[source]  # type: ignore[index,assignment]
+                table[node] = table[source]  # type: ignore[assignment]
 
     def quantizer(self, node: fx.Node) -> None:
         act, sums, source = self.layer(node), self.sums(node), node.all_input_nodes[0]
