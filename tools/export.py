@@ -16,15 +16,25 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 import fire  # noqa: E402
+from torch import nn  # noqa: E402
 
 from common.deploy import packed  # noqa: E402
+from common.deploy.description import Description  # noqa: E402
 from common.deploy.files import ONNX, PACKED  # noqa: E402
+from common.deploy.onnx import export_onnx  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
 from common.engine.cli import run_cleanly  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
+
+def save_onnx(network: nn.Module, description: Description, path: Path) -> None:
+    side = description.preprocessing["crop"]
+    export_onnx(network, path, (3, side, side), {"network": description.to_json()})
+
+
 FORMATS: dict[str, tuple[str, Callable[..., None]]] = {  # suffix, and (network, description, path) -> file
     "packed": (PACKED, packed.save),
+    "onnx": (ONNX, save_onnx),
 }
 
 
@@ -40,7 +50,7 @@ def export(
 
     Args:
         checkpoint: a model_best.pt or last.pt, or a published file. out: the file to write.
-        format: packed (.safetensors).
+        format: packed (.safetensors), or onnx (opset 21, for onnxruntime; networks quantized by ours).
         model: the network; flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut, as
             the programs have them. What is not typed is as in the checkpoint's run.
     """
