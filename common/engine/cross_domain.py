@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from common.admm.crp import CRP, strength_note
-from common.engine import distributed, feature_map
+from common.engine import acceleration, distributed, feature_map
+from common.engine.acceleration import Acceleration
 from common.engine.backbone import IMAGENET, NONE, load_backbone
 from common.engine.cli import run_cleanly
 from common.engine.cross_data import DOMAINS, CrossData, cyclic, load_digits, load_office
@@ -45,6 +46,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
     device, device_note = choose_device(options)
     options.notes += [device_note] if device_note else []
     distributed.check(options, device)
+    acceleration.check(options, device)
     earlier_runs = name_files(options, task)
     with_crp = wants_crp(options, task)
     make_scheme(**scheme_options(options))  # refuses what a method does not define before data are read
@@ -128,7 +130,7 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
         pretrained = content["pretrained"]
     slow = model.backbone() if pretrained and hasattr(model, "backbone") else None
     groups = parameter_groups(model, options.weight_decay, slow, getattr(options, "backbone_lr_scale", 1.0))
-    optimizer = torch.optim.SGD(groups, options.lr, options.momentum)
+    optimizer = torch.optim.SGD(groups, options.lr, options.momentum, fused=options.amp == "fp16" or None)
     best: dict[str, Any] = {"judged": -1.0, "epoch": -1, "target": {}, "source": {}}
     peaks = {f"{d}_best_{what}": 0.0 for d in ("tgt", "src") for what in ("prec1", "prec5", "prec1_domain")}
     start = 0
@@ -142,10 +144,13 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
     if start == 0 and job.writes:
         before = feature_map.collect(copy.deepcopy(model), data)  # a copy: learned steps wait for a training batch
         feature_map.save(before, job.folder / "features_before.npz")
+    device = data.train["source"].device
+    faster = Acceleration(options, model, device, options.train_batch_size // distributed.size())
+    faster.load_state_dict(content.get("amp", {}) if content else {})
     compute = distributed.replicate(model, objective, unused=options.src_only_flag)
     for epoch in range(start, options.num_epochs):
         distributed.seed_epoch(options.seed, epoch)
-        row = train_one_epoch(objective, compute, data, optimizer, epoch, job)
+        row = train_one_epoch(objective, compute, data, optimizer, faster, epoch, job)
         distributed.average_statistics(model)
         for domain in ("target", "source"):
             row[domain], _ = evaluate(objective, data.test[domain], job, epoch, domain)
@@ -164,6 +169,7 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
             "scheduler_t": {"last_epoch": epoch, "lr": row["lr"]},
             "best": best,
             "pretrained": pretrained,
+            "amp": faster.state_dict(),
         }
         if objective.crp is not None:
             state["crp"], *others = distributed.gather({k: v.cpu() for k, v in objective.crp.state_dict().items()})
@@ -179,7 +185,13 @@ def crp_state(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_one_epoch(
-    objective: Objective, compute: Any, data: CrossData, optimizer: torch.optim.Optimizer, epoch: int, job: Job
+    objective: Objective,
+    compute: Any,
+    data: CrossData,
+    optimizer: torch.optim.Optimizer,
+    faster: Acceleration,
+    epoch: int,
+    job: Job,
 ) -> dict[str, Any]:
     """One epoch over both domains; returns the row for metrics.jsonl: learning rate, training means, relation shifts.
 
@@ -199,10 +211,9 @@ def train_one_epoch(
         lr = options.lr * learning_rate_factor(epoch, progress, options.lr_decay_steps, options.lr_gamma, options.alpha)
         set_learning_rate(optimizer, lr)
         target_images = next(target)[0] if target is not None else None  # target labels are never read
-        losses, logits = compute(images, labels, target_images, progress)
-        optimizer.zero_grad(set_to_none=True)
-        losses["Train_loss"].backward()
-        optimizer.step()
+        with faster.forward(len(images)):
+            losses, logits = compute(images, labels, target_images, progress)
+        faster.descend(optimizer, losses["Train_loss"])
         if crp is not None:
             for domain in crp.domains:
                 crp.update(domain)

@@ -170,6 +170,13 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--device", str, "auto", "where to compute", choices=("auto", "cpu", "cuda")),
     Flag("--gpus", natural, [0], "CUDA device; the first is used", nargs="+"),
     _switch("--sync_bn", False, "under torchrun: BatchNorm over the samples of all processes; needs CUDA"),
+    _switch(
+        "--compile",
+        False,
+        "compile the training step: up to minutes at first (ResNet-50 on a CPU); later runs find it in the cache",
+    ),
+    _switch("--channels_last", False, "lay images and weights out with the channels last"),
+    Flag("--amp", str, None, "half precision where it is safe; fp16 needs CUDA", choices=("bf16", "fp16")),
     Flag("--print_freq", count, 200, "steps between two progress reports"),
     # of the published programs; accepted, without use there or here
     *(

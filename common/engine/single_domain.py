@@ -13,7 +13,8 @@ from common.data.demo import cifar10 as demo_cifar10
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.tensors import ImageSet, TensorBatches
-from common.engine import checkpoint, distributed, effective_bits
+from common.engine import acceleration, checkpoint, distributed, effective_bits
+from common.engine.acceleration import Acceleration
 from common.engine.cli import run_cleanly
 from common.engine.device import choose_device, seed_everything
 from common.engine.job import Job
@@ -41,6 +42,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
     device, device_note = choose_device(options)
     options.notes += [device_note] if device_note else []
     distributed.check(options, device)
+    acceleration.check(options, device)
     earlier_runs = name_files(options, task)
     seed_everything(options.seed)
     model = make_model(options)  # before the data are read: refuses bit-widths that a method does not define
@@ -92,13 +94,15 @@ def make_batches(images: ImageSet, split: str, options: argparse.Namespace, devi
 def train(model: nn.Module, data: dict[str, TensorBatches], options: argparse.Namespace, job: Job) -> dict[str, Any]:
     """Train to the last epoch, saving after each; returns the summary, in the first process."""
     groups = parameter_groups(model, options.weight_decay)
-    optimizer = torch.optim.SGD(groups, options.lr, options.momentum)
+    optimizer = torch.optim.SGD(groups, options.lr, options.momentum, fused=options.amp == "fp16" or None)
     best = {"prec1": -1.0, "prec5": 0.0, "epoch": -1, "test_prec1": 0.0}
     start = 0
     if content := job.restore():
         model.load_state_dict(content["state_dict_t"])
         optimizer.load_state_dict(content["optimizer_t"])
         start, best = content["epoch"], content["best"]
+    faster = Acceleration(options, model, data["train"].device, options.train_batch_size // distributed.size())
+    faster.load_state_dict(content.get("amp", {}) if content else {})
     network = distributed.replicate(model)
     for epoch in range(start, options.num_epochs):
         distributed.seed_epoch(options.seed, epoch)
@@ -106,7 +110,7 @@ def train(model: nn.Module, data: dict[str, TensorBatches], options: argparse.Na
             epoch, epoch / options.num_epochs, options.lr_decay_steps, options.lr_gamma
         )
         set_learning_rate(optimizer, lr)
-        train_means = train_one_epoch(network, data["train"], optimizer, epoch, job)
+        train_means = train_one_epoch(network, data["train"], optimizer, faster, epoch, job)
         distributed.average_statistics(model)
         test_means = evaluate(model, data["test"], job, epoch)
         judged = evaluate(model, data["val"], job, epoch, "val") if "val" in data else test_means
@@ -123,13 +127,19 @@ def train(model: nn.Module, data: dict[str, TensorBatches], options: argparse.Na
             "optimizer_t": optimizer.state_dict(),
             "scheduler_t": {"last_epoch": epoch, "lr": lr},
             "best": best,
+            "amp": faster.state_dict(),
         }
         job.save(state, epoch, is_best)
     return finish(model, data, options, job, best) if distributed.leave() else {}
 
 
 def train_one_epoch(
-    model: nn.Module, batches: TensorBatches, optimizer: torch.optim.Optimizer, epoch: int, job: Job
+    model: nn.Module,
+    batches: TensorBatches,
+    optimizer: torch.optim.Optimizer,
+    faster: Acceleration,
+    epoch: int,
+    job: Job,
 ) -> dict[str, float]:
     """One pass over the training set; returns the means of loss, prec1 and prec5.
 
@@ -141,11 +151,10 @@ def train_one_epoch(
     sums, watch, steps = Sums(), FiniteWatch(batches.device), len(batches)
     last_good = f"the last good checkpoint is {job.last}" if job.last.exists() else "there is no checkpoint yet"
     for step, (images, labels) in enumerate(progress_bar(batches, f"epoch {epoch}", steps), start=1):
-        logits = model(images)
+        with faster.forward(len(images)):
+            logits = model(images)
         loss = cross_entropy(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        faster.descend(optimizer, loss)
         watch.see(loss, step)
         sums.add(len(labels), loss=loss, **precision(logits.detach(), labels))
         if step % job.options.print_freq == 0 or step == steps:
