@@ -90,6 +90,34 @@ def accuracy_by_bits(
     axes.grid(axis="y", alpha=0.3)
 
 
+def ratio_bars(
+    axes: Axes, labels: Sequence[str], series: dict[str, dict[str, tuple[float, float, float]]], name: str
+) -> None:
+    """Horizontal bars of ratios to a reference at 1, with a line from the lowest to the highest.
+
+    Args:
+        series: what is measured -> label -> (ratio, lowest, highest); an empty one is left out.
+    """
+    present = {title: values for title, values in series.items() if values}
+    height = 0.8 / max(len(present), 1)
+    for index, (title, values) in enumerate(present.items()):
+        known = [label for label in labels if label in values]
+        places = [labels.index(label) + height * (index - (len(present) - 1) / 2) for label in known]
+        middles = [values[label][0] for label in known]
+        spread = [
+            [values[label][0] - values[label][1] for label in known],
+            [values[label][2] - values[label][0] for label in known],
+        ]
+        axes.barh(places, middles, height * 0.92, color=colour(index), label=title, xerr=spread, error_kw={"lw": 1})
+        for place, label in zip(places, known, strict=True):
+            axes.text(values[label][2], place, f" {values[label][0]:.2f}", va="center", fontsize=8)
+    axes.axvline(1, color="#444444", ls="--", lw=1)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel=name, xlim=(0, axes.get_xlim()[1] * 1.08), ylim=(len(labels) - 0.4, -0.6))
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+
+
 def save(figure: Any, path: Path) -> Path:
     """Write a PNG and let go of the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
