@@ -85,6 +85,7 @@ class CRP(nn.Module):
         for name in names:
             self.register_buffer(name, torch.zeros(batch_size, batch_size))
         self._shifts: dict[str, dict[str, Tensor]] = {domain: {} for domain in self.domains}
+        self._collected: dict[str, Tensor] = {}  # of the domain that is collected, or was last
 
     @contextmanager
     def collect(self, domain: str) -> Iterator[None]:
@@ -95,9 +96,9 @@ class CRP(nn.Module):
         """
         if any("forward" in vars(site) for site in self._sites.values()):
             raise ValueError("collect() inside collect(): one pass has one domain")
-        self._shifts[self._known(domain)] = {}
+        self._shifts[self._known(domain)] = self._collected = {}
         for name, site in self._sites.items():
-            site.forward = partial(self._forward, domain, name, site.forward)  # type: ignore[method-assign]
+            site.forward = partial(self._forward, name, site.forward)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -144,16 +145,16 @@ class CRP(nn.Module):
         options = ("batch_size", "mu", "rho", "weight", "norm", "on", "domains")
         return ", ".join([f"{len(self._sites)} sites", *(f"{name}={getattr(self, name)}" for name in options)])
 
-    def _forward(self, domain: str, name: str, forward: Any, x: Tensor) -> Tensor:
-        """In place of a site's own forward: the same output, and D."""
+    def _forward(self, name: str, forward: Any, x: Tensor) -> Tensor:
+        """In place of a site's own forward: the same output, and D. The domain is left out: one compiled code for all."""
         site = self._sites[name]
         if not site.training or len(x) < 2:
             return forward(x)
         if len(x) > self.batch_size:
             raise ValueError(f"CRP was made for {self.batch_size} samples, {name} received {len(x)}")
-        if name in self._shifts[domain]:
-            raise ValueError(f"{name} ran twice in one collect({domain!r})")
-        levels, self._shifts[domain][name] = align_with_shift(x, site.act_range, site.grid, self.on)
+        if name in self._collected:
+            raise ValueError(f"{name} ran twice in one collect()")
+        levels, self._collected[name] = align_with_shift(x, site.act_range, site.grid, self.on)
         return levels
 
     def _state(self, domain: str, name: str, n: int) -> tuple[Tensor, Tensor]:

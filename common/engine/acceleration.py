@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.quantizers.layers import Quantizer
+from common.quantizers.layers import Quantizer, quantized_weights, weights_quantized_once
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 INDUCTOR = {"fallback_random": True}  # dropout draws the same masks as without --compile
@@ -41,21 +41,27 @@ class Acceleration:
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         if options.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._network = convolutions(model)
+        self._model, self._network = model, convolutions(model)
         self._uninitialised = [m for m in model.modules() if isinstance(m, Quantizer) and not m.initialised]
         settings: dict[str, Any] = {"options": INDUCTOR} if backend == "inductor" else {}
         self._compiled: Any = None
         if options.compile:
             self._compiled = torch.compile(self._network.forward, backend=backend, dynamic=False, **settings)
+            self._compiled_weights = torch.compile(quantized_weights, backend=backend, dynamic=False, **settings)
 
     @contextmanager
     def forward(self, batch_size: int) -> Iterator[None]:
-        """Within it, the network runs in the step's precision, and compiled where the batch is a full one."""
+        """Within it, the network runs in the step's precision, and compiled where the batch is a full one.
+
+        The passes of one step share their quantized weights.
+        """
         self._uninitialised = [m for m in self._uninitialised if not m.initialised]  # learned scales wait for a batch
+        quantize: Any = quantized_weights
         if self._compiled is not None and batch_size == self.batch_size and not self._uninitialised:
-            self._network.forward = self._compiled
+            self._network.forward, quantize = self._compiled, self._compiled_weights
+        half = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         try:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            with weights_quantized_once(self._model, quantize), half:
                 yield
         finally:
             vars(self._network).pop("forward", None)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.quantizers.blocks import blocks
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.rounding import (
     FLOAT_BITS,
@@ -19,33 +20,36 @@ from common.quantizers.rounding import (
     exact_grid,
     published_grid,
     sigmoid_slope,
+    widen,
 )
 from common.quantizers.scheme import BEFORE_RELU, Method, Scheme
 
 DEGENERATE_STD = 1e-6  # relative to max |w|; at or below it a tensor counts as constant: u = 0, gradient 0
 
 
-def align(u: Tensor, r: float = 1.0) -> Tensor:
+def align(u: Tensor, r: float = 1.0, out: Tensor | None = None) -> Tensor:
     """r (2 Phi(u) - 1), the aligned value in [-r, r]."""
-    return torch.erf(u * SQRT_HALF).mul_(r)
+    return torch.mul(u, SQRT_HALF, out=out).erf_().mul_(r)
 
 
-def density(u: Tensor, r: float = 1.0) -> Tensor:
+def density(u: Tensor, r: float = 1.0, out: Tensor | None = None) -> Tensor:
     """d align(u, r) / d u = 2 r phi(u)."""
     log_peak = torch.full((), LOG_TWO_PHI_0 + math.log(r), dtype=u.dtype, device=u.device)
-    return torch.addcmul(log_peak, u, u, value=-0.5).exp_()
+    return torch.addcmul(log_peak, u, u, value=-0.5, out=out).exp_()
 
 
-def aligned_position(u: Tensor, r: float, grid: Grid) -> Tensor:
+def aligned_position(u: Tensor, r: float, grid: Grid, out: Tensor | None = None) -> Tensor:
     """The real-valued code of align(u, r) on ``grid``, in as few passes over memory as torch offers."""
     offset = torch.full((), grid.offset, dtype=u.dtype, device=u.device)
-    return torch.add(offset, torch.erf_(u * SQRT_HALF), alpha=r * grid.scale)
+    erf = torch.mul(u, SQRT_HALF, out=out).erf_()
+    return torch.add(offset, erf, alpha=r * grid.scale, out=erf)
 
 
-def _align_and_round(u: Tensor, r: float, grid: Grid | None) -> Tensor:
+def _align_and_round(u: Tensor, r: float, grid: Grid | None, out: Tensor | None = None) -> Tensor:
     if grid is None:
-        return align(u, r)
-    return grid.values(aligned_position(u, r, grid).round_())
+        return align(u, r, out)
+    codes = aligned_position(u, r, grid, out).round_()
+    return grid.values(codes, out=codes)
 
 
 class _AlignActivation(torch.autograd.Function):
@@ -55,15 +59,27 @@ class _AlignActivation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, r: float, grid: Grid | None) -> Tensor:
         ctx.save_for_backward(x)
         ctx.r = r
-        wide = x if x.dtype == torch.float64 else x.float()
-        return _align_and_round(wide, r, grid).to(x.dtype)
+        result = torch.empty_like(x)
+        for block, target in blocks(x, result):
+            wide = widen(block)
+            if wide is block:
+                _align_and_round(block, r, grid, out=target)
+            else:
+                target.copy_(_align_and_round(wide, r, grid))
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        wide = x if x.dtype == torch.float64 else x.float()
-        return density(wide, ctx.r).mul_(grad).to(x.dtype), None, None
+        result = torch.empty_like(x)
+        for block, above, target in blocks(x, grad, result):
+            wide = widen(block)
+            if wide is block:
+                density(block, ctx.r, out=target).mul_(above)
+            else:
+                torch.mul(density(wide, ctx.r), above, out=target)
+        return result, None, None
 
 
 def standardize(w: Tensor) -> tuple[Tensor, Tensor]:

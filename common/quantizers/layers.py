@@ -1,5 +1,7 @@
 """The modules a network is built of: a convolution that quantizes its weight and input, and the quantizers' bases."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -129,7 +131,13 @@ class LearnedScale(Quantizer):
 
 
 class QuantConv2d(nn.Conv2d):
-    """Convolution of a quantized weight with an (optionally quantized) input. The bias stays float."""
+    """Convolution of a quantized weight with an (optionally quantized) input. The bias stays float.
+
+    Attributes:
+        shared: its quantized weight within `weights_quantized_once`, else ``None``.
+    """
+
+    shared: Tensor | None = None
 
     def __init__(
         self,
@@ -143,4 +151,26 @@ class QuantConv2d(nn.Conv2d):
         self.input_quantizer = input_quantizer or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        weight = self.weight_quantizer(self.weight) if self.shared is None else self.shared
+        return self._conv_forward(self.input_quantizer(x), weight, self.bias)
+
+
+def quantized_weights(convolutions: Sequence[QuantConv2d]) -> list[Tensor]:
+    return [convolution.weight_quantizer(convolution.weight) for convolution in convolutions]
+
+
+@contextmanager
+def weights_quantized_once(model: nn.Module, quantize: Any = quantized_weights) -> Iterator[None]:
+    """Within it every weight is quantized once, however often the network runs: for passes between two optimizer steps.
+
+    Args:
+        quantize: `quantized_weights`, or a compiled form of it.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, QuantConv2d)]
+    try:
+        for convolution, weight in zip(convolutions, quantize(convolutions), strict=True):
+            convolution.shared = weight
+        yield
+    finally:
+        for convolution in convolutions:
+            convolution.shared = None
