@@ -146,7 +146,7 @@ class CRP(nn.Module):
         return ", ".join([f"{len(self._sites)} sites", *(f"{name}={getattr(self, name)}" for name in options)])
 
     def _forward(self, name: str, forward: Any, x: Tensor) -> Tensor:
-        """In place of a site's own forward: the same output, and D. The domain is left out: one compiled code for all."""
+        """In place of a site's own forward: the same output, and D. No domain here: all share one compiled code."""
         site = self._sites[name]
         if not site.training or len(x) < 2:
             return forward(x)

@@ -61,8 +61,8 @@ def sigmoid_slope(position: Tensor, lam: float, lam2: float) -> Tensor:
         lam 2 lam2 s(t) (1 - s(t)), t = 2 lam2 (frac(position) - 1/2), s the logistic function. Its mean over a step is
         lam (s(lam2) - s(-lam2)); it peaks on the thresholds and is symmetric about them.
     """
-    s = torch.sigmoid((position - torch.floor(position) - 0.5).mul_(2 * lam2))
-    return (s * (1 - s)).mul_(2 * lam * lam2)
+    s = (position - torch.floor(position)).sub_(0.5).mul_(2 * lam2).sigmoid_()
+    return torch.addcmul(s, s, s, value=-1).mul_(2 * lam * lam2)
 
 
 class _RoundSTE(torch.autograd.Function):
