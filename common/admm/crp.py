@@ -79,6 +79,8 @@ class CRP(nn.Module):
             if not isinstance(site, AlignAct):
                 raise ValueError(f"CRP preserves relations under alignment; {name} is a {type(site).__name__}")
             self._sites[name] = site
+        # made once: a compiled network is compiled anew where it meets another function
+        self._observers = {name: partial(self._forward, name, site.forward) for name, site in self._sites.items()}
         names = [_buffer(v, domain, site) for domain in self.domains for site in sites for v in ("Z", "G")]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"CRP needs sites and domains with distinct names, got {list(sites)} and {self.domains}")
@@ -98,7 +100,7 @@ class CRP(nn.Module):
             raise ValueError("collect() inside collect(): one pass has one domain")
         self._shifts[self._known(domain)] = self._collected = {}
         for name, site in self._sites.items():
-            site.forward = partial(self._forward, name, site.forward)  # type: ignore[method-assign]
+            site.forward = self._observers[name]  # type: ignore[method-assign]
         try:
             yield
         finally:

@@ -1,0 +1,47 @@
+"""The benchmark: what it counts, and a run of it on a tiny step."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import measuring
+import torch
+
+from tests.conftest import REPOSITORY
+
+
+def test_peak_memory_is_the_most_that_is_held_at_once() -> None:
+    def step() -> None:
+        one, other = torch.empty(1 << 18), torch.empty(1 << 18)  # 1 MiB each
+        del one, other
+        torch.empty(3 << 17)  # 1.5 MiB, alone
+
+    assert measuring.peak_memory(step, "cpu") == 2
+
+
+def test_ratios_pair_the_steps_of_a_round() -> None:
+    assert measuring.ratios([2.0, 6.0, 8.0], [1.0, 2.0, 2.0]) == (3.0, 2.0, 4.0)
+
+
+def test_a_benchmark_leaves_a_table_figures_and_a_picture(tmp_path: Path) -> None:
+    words = "--kinds ours,ours+crp --modes eager --batch 4 --img_size 8 --rounds 1 --device cpu --profile --out"
+    command = [sys.executable, "tools/benchmark.py", *words.split(), str(tmp_path)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "benchmark.json").read_text())
+    rows = {row["kind"]: row for row in content["rows"]}
+    assert list(rows) == ["float", "ours", "ours+crp"]
+    assert rows["float"]["ratio"] == rows["float"]["memory_ratio"] == 1
+    assert rows["ours"]["ratio"] == rows["ours"]["seconds"][0] / rows["float"]["seconds"][0]
+    assert f"| ours, eager | {1000 * rows['ours']['median']:.0f} |" in result.stdout
+    assert all(len(operators) == 5 for operators in content["dearest"].values())
+    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+
+
+def test_an_unknown_kind_is_refused_in_one_line() -> None:
+    command = [sys.executable, "tools/benchmark.py", "--kinds", "our"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "--kinds our: expected some of float, ours" in result.stderr
+    assert "Traceback" not in result.stderr
