@@ -22,6 +22,7 @@ from common.data.demo import cifar10 as demo_cifar10
 from common.data.demo.folder import MARKER
 from common.data.tensors import ImageSet, TensorBatches
 from common.engine import cross_domain, distributed, single_domain
+from common.engine.acceleration import Acceleration
 from common.engine.cli import run_cleanly
 from common.engine.cross_data import DOMAINS, CrossData
 from common.engine.meters import FiniteWatch
@@ -98,13 +99,18 @@ def _job(**options: Any) -> Any:
     return SimpleNamespace(options=argparse.Namespace(**values), **silent)
 
 
+def _plain(model: nn.Module) -> Acceleration:
+    options = argparse.Namespace(compile=False, channels_last=False, amp=None)
+    return Acceleration(options, model, torch.device("cpu"), batch_size=8)
+
+
 def _train_single(bits: int, steps: int) -> tuple[dict, dict]:
     torch.manual_seed(0)
     model = _still(build_model("resnet20_quant", bitW=bits, abitW=bits))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
     compute = distributed.replicate(model, lambda images: model(images.double()))
     compute.train = model.train
-    means = single_domain.train_one_epoch(compute, _images("source", 8 * steps), optimizer, 0, _job())
+    means = single_domain.train_one_epoch(compute, _images("source", 8 * steps), optimizer, _plain(model), 0, _job())
     return model.state_dict(), means
 
 
@@ -120,7 +126,8 @@ def _train_dann(source_only: bool, steps: int) -> tuple[dict, dict]:
     optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.1), 0.1, 0.9)
     compute = distributed.replicate(model, losses, unused=source_only)
     data = CrossData({domain: _images(domain, 8 * steps) for domain in DOMAINS}, {}, (), "")
-    return model.state_dict(), cross_domain.train_one_epoch(objective, compute, data, optimizer, 0, job)["train"]
+    row = cross_domain.train_one_epoch(objective, compute, data, optimizer, _plain(model), 0, job)
+    return model.state_dict(), row["train"]
 
 
 @pytest.mark.parametrize(
