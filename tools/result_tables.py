@@ -39,19 +39,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def row(job: Path, method: str, bits: int, source: str | None, weight_bits: int | None = None) -> Row | None:
-    """The line of a finished cell; None: it is not finished.
-
-    ``effective`` gives log2 of the distinct weights, averaged over the convolutions, and of the distinct values that
-    they multiply, averaged over those whose input is not the image; None: float. ``weight_bits`` replaces the count
-    where a method has a scale for every filter, which makes more values than its codes have. ``uncounted`` inputs have
-    more than 4,096 values and enter as 12 bits, so that the mean is then a lower bound.
-    """
+    """The line of a finished cell; None: it is not finished. ``weight_bits`` as in `effective`."""
     summary = read_summary(job)
     if summary is None:
         return None
-    weights = [layer["weight_levels"] for layer in summary["layers"]]
-    inputs = [layer["input_levels"] for layer in summary["layers"][1:]]
-    quantized = bits < 32
     return {
         "cell": job.name,
         "task": summary["task"],
@@ -61,18 +52,31 @@ def row(job: Path, method: str, bits: int, source: str | None, weight_bits: int 
         "demo": summary["demo"],
         "best": {"epoch": summary["best"]["epoch"], "top1": summary["best"]["test_prec1"]},
         "last": {"epoch": summary["last"]["epoch"], "top1": summary["last"]["test_prec1"]},
-        "effective": {
-            "weight_bits": (weight_bits or _mean_bits(weights)) if quantized else None,
-            "input_bits": _mean_bits(inputs) if quantized else None,
-            "uncounted": sum(levels is None for levels in inputs) if quantized else 0,
-            "most_weight_levels": max(filter(None, weights), default=None),
-        },
+        "effective": effective(summary["layers"], bits < 32, weight_bits),
         "shift": summary.get("shift"),
         "protocol": {
             "selected_by": summary["selected_by"],
             "epochs": summary["last"]["epoch"] + 1,
             "source": source,
         },
+    }
+
+
+def effective(layers: Sequence[dict[str, Any]], quantized: bool, weight_bits: int | None = None) -> dict[str, Any]:
+    """Effective bits of a network, from the ``layers`` of its summary.
+
+    log2 of the distinct weights, averaged over the convolutions, and of the distinct values that they multiply,
+    averaged over those whose input is not the image; None: float. ``weight_bits`` replaces the count where a method
+    has a scale for every filter, which makes more values than its codes have. ``uncounted`` inputs have more than
+    4,096 values and enter as 12 bits, so that the mean is then a lower bound.
+    """
+    weights = [layer["weight_levels"] for layer in layers]
+    inputs = [layer["input_levels"] for layer in layers[1:]]
+    return {
+        "weight_bits": (weight_bits or _mean_bits(weights)) if quantized else None,
+        "input_bits": _mean_bits(inputs) if quantized else None,
+        "uncounted": sum(levels is None for levels in inputs) if quantized else 0,
+        "most_weight_levels": max(filter(None, weights), default=None),
     }
 
 
@@ -98,10 +102,12 @@ def statistics(rows: Iterable[Row], value: Value) -> dict[tuple[str, int], tuple
     for entry in rows:
         if (number := value(entry)) is not None:
             groups.setdefault((entry["method"], entry["bits"]), []).append(number)
-    return {
-        key: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else math.nan, len(v))
-        for key, v in groups.items()
-    }
+    return {key: (*mean_and_spread(values), len(values)) for key, values in groups.items()}
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1), which is nan for one value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def best(entry: Row) -> float:

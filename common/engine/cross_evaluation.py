@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.engine import checkpoint, distributed, effective_bits, feature_map
+from common.engine import checkpoint, distributed, effective_bits, feature_map, relation_error
 from common.engine.cross_data import DOMAINS, Batches, CrossData
 from common.engine.job import Job
 from common.engine.meters import Sums, cross_entropy, precision
@@ -46,6 +46,7 @@ def finish(objective: Objective, data: CrossData, job: Job, best: dict[str, Any]
     images = next(iter(data.test["target"]))[0][:16]
     alpha = () if job.task.kind == "dsan" else (0.0,)
     levels = effective_bits.measure(model, images, *alpha)
+    relations = relation_error.measure(model, images, *alpha)
     for line in effective_bits.summary_lines(levels) if options.bits != 32 else []:
         job.log(line)
     last = job.history()[-1]
@@ -53,13 +54,7 @@ def finish(objective: Objective, data: CrossData, job: Job, best: dict[str, Any]
     confusions["last"] = evaluate(objective, data.test["target"], job, 0, "target", log=False)[1]
     model.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
     confusions["best"] = evaluate(objective, data.test["target"], job, 0, "target", log=False)[1]
-    per_class = {
-        when: {
-            name: round(100 * float(row[i]) / max(int(row.sum()), 1), 2)
-            for i, (name, row) in enumerate(zip(data.classes, counts, strict=True))
-        }
-        for when, counts in confusions.items()
-    }
+    per_class = {when: feature_map.per_class(counts, data.classes) for when, counts in confusions.items()}
     demo = "demo " if options.demo else ""
     source, target = options.pair
     for domain, name in (("target", "Target"), ("source", "Source")):
@@ -85,6 +80,7 @@ def finish(objective: Objective, data: CrossData, job: Job, best: dict[str, Any]
         "best": {key: best[key] for key in ("epoch", "target", "source")},
         "last": {"epoch": options.num_epochs - 1, "target": last["target"], "source": last["source"]},
         "relation_shift": last.get("relation_shift"),
+        "relation_error": relations,
         "per_class": per_class,
         "confusion": {when: counts.tolist() for when, counts in confusions.items()},
         "classes": list(data.classes),

@@ -13,7 +13,7 @@ from common.data.demo import cifar10 as demo_cifar10
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.tensors import ImageSet, TensorBatches
-from common.engine import acceleration, checkpoint, distributed, effective_bits
+from common.engine import acceleration, checkpoint, distributed, effective_bits, feature_map, relation_error
 from common.engine.acceleration import Acceleration
 from common.engine.cli import run_cleanly
 from common.engine.device import choose_device, seed_everything
@@ -191,6 +191,13 @@ def means_over(model: nn.Module, batches: TensorBatches) -> dict[str, float]:
     return sums.mean()
 
 
+@torch.no_grad()
+def confusion_over(model: nn.Module, batches: TensorBatches) -> Tensor:
+    """(C, C) counts over a set, rows the true class."""
+    model.eval()
+    return torch.stack([feature_map.confusion(model(images), labels).cpu() for images, labels in batches]).sum(0)
+
+
 def evaluate_shifted(model: nn.Module, test: TensorBatches, job: Job) -> dict[str, Any]:
     """Top-1 on corrupted test images: {corruption: [at each of its strengths], "mean": over all of them, "images": N}.
 
@@ -213,9 +220,10 @@ def evaluate_shifted(model: nn.Module, test: TensorBatches, job: Job) -> dict[st
 def finish(
     model: nn.Module, data: dict[str, TensorBatches], options: argparse.Namespace, job: Job, best: dict
 ) -> dict[str, Any]:
-    """Log and record the result: best and last epoch, by which rule, and the levels of every layer."""
+    """Log and record the result: best and last epoch, by which rule, per class, and the levels of every layer."""
     images: Tensor = next(iter(data["test"]))[0][:32]
     levels = effective_bits.measure(model, images)
+    relations = relation_error.measure(model, images)
     for line in effective_bits.summary_lines(levels) if options.bits != 32 else []:
         job.log(line)
     last = job.history()[-1]["test"]
@@ -225,6 +233,10 @@ def finish(
         f"{demo}test top-1: {best['test_prec1']:.3f} at epoch {best['epoch']} (selected by {options.select}), "
         f"{last['prec1']:.3f} at the last epoch"
     )
+    classes = data["test"].image_set.classes
+    confusions = {"last": confusion_over(model, data["test"])}
+    model.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
+    confusions["best"] = confusion_over(model, data["test"])
     summary = {
         "task": job.task.name,
         "model": options.model,
@@ -236,10 +248,13 @@ def finish(
         "selected_by": options.select,
         "best": {"epoch": best["epoch"], "test_prec1": best["test_prec1"]},
         "last": {"epoch": options.num_epochs - 1, "test_prec1": last["prec1"]},
+        "per_class": {when: feature_map.per_class(counts, classes) for when, counts in confusions.items()},
+        "confusion": {when: counts.tolist() for when, counts in confusions.items()},
+        "classes": list(classes),
+        "relation_error": relations,
         "layers": [entry.row() for entry in levels],
     }
-    if options.shift:  # of the best epoch's network
-        model.load_state_dict(checkpoint.read(job.best)["state_dict_t"])
+    if options.shift:  # of the best epoch's network, which the model now is
         summary["shift"] = evaluate_shifted(model, data["test"], job)
     job.write_json("summary.json", summary)
     return summary

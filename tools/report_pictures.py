@@ -1,0 +1,126 @@
+"""The pictures of a report, each an <svg> element."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pictures
+import report_svg
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from report_layers import Layer
+from scipy.stats import norm
+
+from common.engine import feature_map
+
+WIDE, SMALL = (5.0, 3.3), (3.4, 2.9)
+HEAT = "report_heat"
+Series = Mapping[str, Sequence[tuple[str, float]]]
+
+
+def curves(rows: dict[str, Sequence[dict[str, Any]]], split: str, data: str, title: str) -> Markup:
+    """Learning curves; ``rows`` as `pictures.learning_curves` takes them, ``data`` is "demo " or nothing."""
+    figure = Figure(figsize=WIDE)
+    axes = figure.subplots()
+    pictures.learning_curves(axes, rows, split)
+    axes.set(ylabel=f"{data}top-1 (%)", title=f"{title}: {split} (solid), training (dotted)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend_below(axes, len(rows))
+    return report_svg.inline(figure, f"learning curves, {title}")
+
+
+def by_bits(
+    series: dict[str, dict[int, tuple[float, float]]], widths: Sequence[int], reference: float | None, label: str
+) -> Markup:
+    """Accuracy against bits, as `pictures.accuracy_by_bits` draws it."""
+    figure = Figure(figsize=WIDE)
+    axes = figure.subplots()
+    pictures.accuracy_by_bits(axes, series, widths, reference)
+    axes.set(ylabel=f"{label} (%)", title=f"{label} against bits")
+    _legend_below(axes, len(series) + 1)
+    return report_svg.inline(figure, f"{label} against bits")
+
+
+def by_layer(series: Series, ylabel: str, title: str, styles: Mapping[str, str] | None = None) -> Markup:
+    """A line per label over the layers, numbered in order of use; the first label's layers give the axis."""
+    figure = Figure(figsize=WIDE)
+    axes = figure.subplots()
+    for index, (label, points) in enumerate(series.items()):
+        ls = (styles or {}).get(label, "-")
+        x = np.arange(1, len(points) + 1)
+        axes.plot(x, [value for _, value in points], color=pictures.colour(index), marker="o", ms=3, ls=ls, label=label)
+    axes.set(xlabel="layer, in order of use", ylabel=ylabel, title=title, ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y")
+    _legend_below(axes, len(series))
+    return report_svg.inline(figure, title)
+
+
+def layer(entry: Layer) -> Markup:
+    """Above: a layer's weights, their CDF and the normal one; below: the share of weights on each level."""
+    figure = Figure(figsize=SMALL)
+    quantized = entry.values is not None
+    shapes = {"height_ratios": (3, 2)} if quantized else {}
+    grid = figure.subplots(2 if quantized else 1, 1, squeeze=False, gridspec_kw=shapes | {"hspace": 0.55})[:, 0]
+    ordered = np.sort(entry.weights)
+    low, high = np.quantile(ordered, (0.001, 0.999))
+    top, cdf = grid[0], grid[0].twinx()
+    if high > low:
+        top.hist(ordered, bins=48, range=(low, high), color=report_svg.SOFT, histtype="stepfilled")
+        x = np.linspace(low, high, 60)
+        own = np.searchsorted(ordered, x, side="right") / len(ordered)
+        cdf.plot(x, own, color=pictures.colour(0), lw=1.4)
+        cdf.plot(x, norm.cdf(x, ordered.mean(), ordered.std()), color=pictures.colour(1), lw=1.1, ls="--")
+        top.set_xlim(low, high)
+    cdf.set(ylim=(0, 1.02), yticks=(0, 0.5, 1))
+    top.set(yticks=[], title=entry.name)
+    top.xaxis.set_major_locator(MaxNLocator(4))
+    if quantized:
+        levels, share = level_shares(entry.values)
+        span = levels[-1] - levels[0] if len(levels) > 1 else 1.0
+        grid[1].bar(levels, share, width=0.8 * span / max(len(levels) - 1, 1), color=pictures.colour(0))
+        grid[1].axhline(100 / len(levels), color=pictures.colour(1), lw=1, ls="--")
+        grid[1].set(xlabel="level", ylabel="% of weights")
+        grid[1].xaxis.set_major_locator(MaxNLocator(4))
+        grid[1].yaxis.set_major_locator(MaxNLocator(3))
+    return report_svg.inline(figure, f"weights of {entry.name} and their levels")
+
+
+def level_shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values in ascending order, and the per cent of the elements that each has."""
+    levels, counts = np.unique(np.round(values.astype(np.float64), 6), return_counts=True)
+    return levels, 100 * counts / len(values)
+
+
+def features(arrays: Mapping[str, np.ndarray], title: str) -> Markup:
+    """Both domains' features in two dimensions: circles are the source, crosses the target, colours the classes."""
+    figure = Figure(figsize=(4.2, 3.6))
+    axes = figure.subplots()
+    feature_map.scatter(axes, arrays)
+    axes.set_title(title)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
+    return report_svg.inline(figure, title)
+
+
+def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Markup:
+    """A confusion matrix, rows the true class, in shares of the row."""
+    figure = Figure(figsize=(4.4, 4.0) if len(names) <= 12 else (6.2, 6.2))
+    axes = figure.subplots()
+    feature_map.show_confusion(axes, counts, names, heat())
+    axes.set_title(title)
+    return report_svg.inline(figure, title)
+
+
+def heat() -> Any:
+    """From nothing to blue: the page's background shows through, light or dark."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list(HEAT, [(0.23, 0.51, 0.82, 0.0), (0.23, 0.51, 0.82, 1.0)])
+
+
+def _legend_below(axes: Any, entries: int) -> None:
+    if axes.get_legend():
+        axes.get_legend().remove()
+    if entries > 1:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=min(3, entries))
