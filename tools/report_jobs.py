@@ -66,8 +66,11 @@ class Run:
     @property
     def protocol(self) -> str:
         """Which images train and test, and what chose the best epoch."""
-        chosen = self.summary.get("selected_by") or self.facts["select"]
-        return f"{self.summary.get('protocol', 'training and test split of the data set')}; best epoch by {chosen}"
+        rule = self.summary.get("selected_by") or self.facts["select"]
+        chosen = "being the last" if rule == "last" else f"{rule} accuracy"
+        return (
+            f"{self.summary.get('protocol', 'training and test split of the data set')}; best epoch chosen by {chosen}"
+        )
 
     @property
     def widths(self) -> tuple[int, int]:

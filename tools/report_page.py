@@ -115,15 +115,15 @@ def relation_pictures(cells: Sequence[Cell]) -> list[Picture]:
         found.append((drawing, f"D = C(quantized) − C(before), on {images} test images after the last epoch."))
     trained = {cell.title: shifts for cell in cells if (shifts := training_relations(cell.runs[0]))}
     if trained:
-        lines, styles = {}, {}
-        for title, shifts in trained.items():
+        lines: dict[str, list[tuple[str, float]]] = {}
+        looks: dict[str, tuple[int, str]] = {}
+        for index, (label, shifts) in enumerate(trained.items()):
             for domain, ls in (("source", "-"), ("target", ":")):
                 if points := [(name, row[domain]) for name, row in shifts.items() if domain in row]:
-                    lines[f"{title}, {domain}"], styles[f"{title}, {domain}"] = points, ls
+                    lines[f"{label}, {domain}"], looks[f"{label}, {domain}"] = points, (index, ls)
         title = "relation shift in training, where CRP measures it"
-        found.append(
-            (report_pictures.by_layer(lines, "mean |D|", title, styles), "Mean over the last epoch's batches.")
-        )
+        drawing = report_pictures.by_layer(lines, "mean |D|", title, looks)
+        found.append((drawing, "Mean over the batches of the last epoch."))
     return found
 
 

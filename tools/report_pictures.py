@@ -7,6 +7,7 @@ import numpy as np
 import pictures
 import report_svg
 from markupsafe import Markup
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from report_layers import Layer
@@ -15,7 +16,7 @@ from scipy.stats import norm
 from common.engine import feature_map
 
 WIDE, SMALL = (5.0, 3.3), (3.4, 2.9)
-HEAT = "report_heat"
+NARROWEST = 10.0  # points of accuracy that a picture spans, so that small differences look small
 Series = Mapping[str, Sequence[tuple[str, float]]]
 
 
@@ -25,8 +26,8 @@ def curves(rows: dict[str, Sequence[dict[str, Any]]], split: str, data: str, tit
     axes = figure.subplots()
     pictures.learning_curves(axes, rows, split)
     axes.set(ylabel=f"{data}top-1 (%)", title=f"{title}: {split} (solid), training (dotted)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_below(axes, len(rows))
+    _whole_numbers(axes, max((len(same) for same in rows.values()), default=1))
+    _legend_below(axes)
     return report_svg.inline(figure, f"learning curves, {title}")
 
 
@@ -37,23 +38,30 @@ def by_bits(
     figure = Figure(figsize=WIDE)
     axes = figure.subplots()
     pictures.accuracy_by_bits(axes, series, widths, reference)
-    axes.set(ylabel=f"{label} (%)", title=f"{label} against bits")
-    _legend_below(axes, len(series) + 1)
+    low, high = axes.get_ylim()
+    rest = max(0.0, NARROWEST - (high - low)) / 2
+    axes.set(ylabel=f"{label} (%)", title=f"{label} against bits", ylim=(max(0, low - rest), min(100, high + rest)))
+    _legend_below(axes)
     return report_svg.inline(figure, f"{label} against bits")
 
 
-def by_layer(series: Series, ylabel: str, title: str, styles: Mapping[str, str] | None = None) -> Markup:
-    """A line per label over the layers, numbered in order of use; the first label's layers give the axis."""
+def by_layer(series: Series, ylabel: str, title: str, looks: Mapping[str, tuple[int, str]] | None = None) -> Markup:
+    """A line per label over the layers, numbered in order of use.
+
+    Args:
+        series: label -> (layer, value) in order of use; nan leaves a gap.
+        looks: label -> number of its colour and line style; by default each has a colour of its own.
+    """
     figure = Figure(figsize=WIDE)
     axes = figure.subplots()
     for index, (label, points) in enumerate(series.items()):
-        ls = (styles or {}).get(label, "-")
-        x = np.arange(1, len(points) + 1)
-        axes.plot(x, [value for _, value in points], color=pictures.colour(index), marker="o", ms=3, ls=ls, label=label)
+        number, ls = (looks or {}).get(label, (index, "-"))
+        x, y = np.arange(1, len(points) + 1), [value for _, value in points]
+        axes.plot(x, y, color=pictures.colour(number), marker="o", ms=3, lw=1.3, ls=ls, label=label)
     axes.set(xlabel="layer, in order of use", ylabel=ylabel, title=title, ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axes, max(map(len, series.values())))
     axes.grid(axis="y")
-    _legend_below(axes, len(series))
+    _legend_below(axes)
     return report_svg.inline(figure, title)
 
 
@@ -78,13 +86,16 @@ def layer(entry: Layer) -> Markup:
     top.xaxis.set_major_locator(MaxNLocator(4))
     if quantized:
         levels, share = level_shares(entry.values)
-        span = levels[-1] - levels[0] if len(levels) > 1 else 1.0
-        grid[1].bar(levels, share, width=0.8 * span / max(len(levels) - 1, 1), color=pictures.colour(0))
+        half = 0.35 * float(np.diff(levels).min()) if len(levels) > 1 else 0.5
+        edges = np.stack((levels - half, levels + half), 1).flatten()
+        bars = np.stack((share, np.zeros_like(share)), 1).flatten()[:-1]  # one path, with gaps between the levels
+        grid[1].stairs(bars, edges, fill=True, color=pictures.colour(0))
         grid[1].axhline(100 / len(levels), color=pictures.colour(1), lw=1, ls="--")
         grid[1].set(xlabel="level", ylabel="% of weights")
         grid[1].xaxis.set_major_locator(MaxNLocator(4))
         grid[1].yaxis.set_major_locator(MaxNLocator(3))
-    return report_svg.inline(figure, f"weights of {entry.name} and their levels")
+    figure.subplots_adjust(left=0.12, right=0.9, bottom=0.16, top=0.92)
+    return report_svg.inline(figure, f"weights of {entry.name} and their levels", tight=False)
 
 
 def level_shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,13 +125,20 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Markup:
 
 def heat() -> Any:
     """From nothing to blue: the page's background shows through, light or dark."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list(HEAT, [(0.23, 0.51, 0.82, 0.0), (0.23, 0.51, 0.82, 1.0)])
+    return LinearSegmentedColormap.from_list("report", [(0.23, 0.51, 0.82, 0.0), (0.23, 0.51, 0.82, 1.0)])
 
 
-def _legend_below(axes: Any, entries: int) -> None:
+def _whole_numbers(axes: Any, last: int) -> None:
+    """Epochs or layers 1 to ``last`` on the horizontal axis."""
+    axes.set_xlim(0.5, last + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, min_n_ticks=1))
+
+
+def _legend_below(axes: Any) -> None:
+    """In as many columns as fit below the axes; none for a single line."""
     if axes.get_legend():
         axes.get_legend().remove()
-    if entries > 1:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=min(3, entries))
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        columns = min(len(labels), max(1, 66 // (max(map(len, labels)) + 7)))
+        axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)

@@ -43,13 +43,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def inline(figure: Figure, title: str) -> Markup:
-    """The figure as an <svg> element without a size of its own, ``title`` for who cannot see it.
+def inline(figure: Figure, title: str, tight: bool = True) -> Markup:
+    """The figure as an <svg> element without a size of its own, ``title`` for who cannot see it; ``tight`` cuts its margins.
 
     Ids are made unique in the page, and everything that points out of it (document type, metadata) is left out.
     """
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.04)
+    figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight" if tight else None, pad_inches=0.04)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
@@ -59,6 +59,7 @@ def inline(figure: Figure, title: str) -> Markup:
     text = text.replace("xlink:href", "href")
     text = re.sub(r"(\bfont: (?:\w+ )*[\d.]+px)[^;\"]*", r"\1 var(--font)", text)
     text = re.sub(r"#[0-9a-f]{6}\b", lambda match: _variable(match[0]), text)
+    text = re.sub(r'(?<= d=")[^"]*', lambda match: re.sub(r"(\.\d)\d+", r"\1", match[0]), text)  # tenths of a point do
     box = re.search(r'viewBox="([^"]*)"', text)
     assert box is not None, "matplotlib writes a view box"
     width = round(float(box[1].split()[2]) * 1.35)
