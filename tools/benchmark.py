@@ -19,13 +19,12 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
-import measuring  # noqa: E402
 import pictures  # noqa: E402
 import torch  # noqa: E402
-from steps import BREVITAS, CRP_KIND, FLOAT, NETWORKS, Setting, make_step  # noqa: E402
+from timing import measuring  # noqa: E402
+from timing.steps import BREVITAS, CRP_KIND, FLOAT, NETWORKS, Setting, make_step  # noqa: E402
 
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.quantizers import METHODS  # noqa: E402
 
@@ -182,4 +181,4 @@ def _machine(device: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(benchmark))
+    run_tool(benchmark)

@@ -14,11 +14,10 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
-import result_tables  # noqa: E402
-from batch import end, hold, train  # noqa: E402
-from cells import FLOAT_BITS, VARIANTS, plan, typed  # noqa: E402
-from command_line import (  # noqa: E402
+from runs import result_tables  # noqa: E402
+from runs.batch import end, hold, train  # noqa: E402
+from runs.cells import FLOAT_BITS, VARIANTS, plan, typed  # noqa: E402
+from runs.command_line import (  # noqa: E402
     WITHOUT_EFFECT,
     check,
     flag_names,
@@ -27,10 +26,10 @@ from command_line import (  # noqa: E402
     submitit_options,
     words_of,
 )
-from launcher import Command, Launcher  # noqa: E402
-from programs import main_of, programs  # noqa: E402
+from runs.launcher import Command, Launcher  # noqa: E402
+from runs.programs import main_of, programs  # noqa: E402
 
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.engine.tasks import Task  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.quantizers import METHODS  # noqa: E402
@@ -154,5 +153,4 @@ def seed_list(seeds: Any) -> list[int]:
 
 
 if __name__ == "__main__":
-    arguments = ["--", "--help"] if {"-h", "--help"} & set(sys.argv[1:]) else sys.argv[1:]
-    run_cleanly(lambda: fire.Fire(compare, command=arguments))
+    run_tool(compare)

@@ -11,12 +11,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
-import measuring  # noqa: E402
 import torch  # noqa: E402
-from steps import CRP_KIND, OURS, Setting, make_step  # noqa: E402
+from timing import measuring  # noqa: E402
+from timing.steps import CRP_KIND, OURS, Setting, make_step  # noqa: E402
 
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 
 
 def measure(
@@ -46,4 +45,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(measure))
+    run_tool(measure)

@@ -13,12 +13,11 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
 import numpy as np  # noqa: E402
 import pictures  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 
@@ -70,4 +69,4 @@ def effect(with_crp: Any, without: Any, out: str = "results/crp") -> None:
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(effect))
+    run_tool(effect)

@@ -8,13 +8,13 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
 import numpy as np  # noqa: E402
 import pictures  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from scipy.stats import norm  # noqa: E402
 
 from common.engine import checkpoint  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 
 LAYER = "layers.4.conv0.weight"
 
@@ -65,4 +65,4 @@ def draw(jobs: dict[int, Path], bits: int, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    fire.Fire(demo)
+    run_tool(demo)

@@ -14,14 +14,13 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.fx.experimental.optimization import fuse  # noqa: E402
 
 from common.deploy.fast import fast_network  # noqa: E402
 from common.deploy.graph import trace  # noqa: E402
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.models import build_model  # noqa: E402
 
@@ -103,4 +102,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(main))
+    run_tool(main)

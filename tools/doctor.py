@@ -40,8 +40,8 @@ def main() -> None:
     if missing := packages():
         raise UserError(f"{'; '.join(missing)}. Type, in {REPOSITORY}: {INSTALL}")
     print("\n".join(accelerator()))
-    from needs import needs_of  # everything from here on needs the packages
     from published.layout import TASKS
+    from published.needs import needs_of  # everything from here on needs the packages
 
     if options.task not in (None, *TASKS):
         raise UserError(f"--task {options.task}: expected one of {', '.join(TASKS)}")

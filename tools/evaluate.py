@@ -11,13 +11,12 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
 from export import refuse_unknown  # noqa: E402
 
 from common.data.tensors import TensorBatches  # noqa: E402
 from common.deploy.files import Classifier, open_file  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS  # noqa: E402
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.engine.cross_data import load_digits, load_office  # noqa: E402
 from common.engine.device import choose_device  # noqa: E402
 from common.engine.meters import Sums, precision  # noqa: E402
@@ -115,4 +114,4 @@ def compare(files: list[Classifier], batches: TensorBatches, name: str) -> list[
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(evaluate))
+    run_tool(evaluate)

@@ -15,7 +15,6 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
 from torch import nn  # noqa: E402
 
 from common.deploy import packed  # noqa: E402
@@ -23,7 +22,7 @@ from common.deploy.description import Description  # noqa: E402
 from common.deploy.files import ONNX, PACKED  # noqa: E402
 from common.deploy.onnx import export_onnx  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 
@@ -85,4 +84,4 @@ def refuse_unknown(words: tuple[Any, ...], unknown: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(export))
+    run_tool(export)

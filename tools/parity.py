@@ -9,7 +9,6 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -22,7 +21,7 @@ from common.deploy.integer import integer_network  # noqa: E402
 from common.deploy.onnx import onnx_model, open_session  # noqa: E402
 from common.deploy.parity import LayerParity, compare_layers, compare_onnx_layers  # noqa: E402
 from common.engine import checkpoint  # noqa: E402
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.models import build_model  # noqa: E402
 
@@ -101,4 +100,4 @@ def main(checkpoint: str, data_dir: str | None = None, images: int = 0, layers: 
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(main))
+    run_tool(main)

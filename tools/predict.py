@@ -21,7 +21,7 @@ from torch import Tensor  # noqa: E402
 from common.data.folders import ImageList  # noqa: E402
 from common.deploy.files import Classifier, open_file  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS  # noqa: E402
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 BATCH = 32
@@ -84,4 +84,4 @@ def _found(path: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(predict))
+    run_tool(predict)

@@ -12,7 +12,6 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -24,7 +23,7 @@ from common.deploy import convert  # noqa: E402
 from common.deploy.calibrate import calibrate  # noqa: E402
 from common.deploy.sensitivity import sensitivity as measure_sensitivity  # noqa: E402
 from common.engine import checkpoint, effective_bits  # noqa: E402
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.models.from_torchvision import PREFIX  # noqa: E402
@@ -152,5 +151,4 @@ def compare(network: nn.Module, floating: nn.Module, batches: FolderBatches, dem
 
 
 if __name__ == "__main__":
-    arguments = ["--", "--help"] if {"-h", "--help"} & set(sys.argv[1:]) else sys.argv[1:]
-    run_cleanly(lambda: fire.Fire(quantize, command=arguments))
+    run_tool(quantize)

@@ -12,11 +12,10 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import fire  # noqa: E402
-import report_jobs  # noqa: E402
-import report_page  # noqa: E402
+from page.document import render  # noqa: E402
+from page.jobs import find, read_all  # noqa: E402
 
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 
@@ -40,8 +39,8 @@ def report(*jobs: Any, out: str = "results/report.html", every_seed: bool = Fals
     path = Path(str(out))
     if path.is_dir():
         raise UserError(f"--out {path}: a folder; expected a file such as {path / 'report.html'}")
-    runs = report_jobs.read_all(report_jobs.find(patterns))
-    page = report_page.render(runs, every_seed)
+    runs = read_all(find(patterns))
+    page = render(runs, every_seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -54,4 +53,4 @@ def report(*jobs: Any, out: str = "results/report.html", every_seed: bool = Fals
 
 
 if __name__ == "__main__":
-    run_cleanly(lambda: fire.Fire(report))
+    run_tool(report)

@@ -15,13 +15,10 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import disk  # noqa: E402
-import fire  # noqa: E402
-import readme_table  # noqa: E402
-import result_tables  # noqa: E402
-from batch import end, hold, train  # noqa: E402
-from cells import typed  # noqa: E402
-from command_line import (  # noqa: E402
+from runs import disk, readme_table, result_tables  # noqa: E402
+from runs.batch import end, hold, train  # noqa: E402
+from runs.cells import typed  # noqa: E402
+from runs.command_line import (  # noqa: E402
     WITHOUT_EFFECT,
     check,
     flag_names,
@@ -30,11 +27,11 @@ from command_line import (  # noqa: E402
     submitit_options,
     words_of,
 )
-from launcher import Command, Launcher  # noqa: E402
-from programs import main_of, programs  # noqa: E402
-from rows import Run, plan, select, tasks_named  # noqa: E402
+from runs.launcher import Command, Launcher  # noqa: E402
+from runs.programs import main_of, programs  # noqa: E402
+from runs.rows import Run, plan, select, tasks_named  # noqa: E402
 
-from common.engine.cli import run_cleanly  # noqa: E402
+from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 TYPED_HERE = {  # flags of main.py that this program gives every run itself
@@ -147,5 +144,4 @@ def write(folder: Path, runs: list[Run], demo: bool) -> str:
 
 
 if __name__ == "__main__":
-    arguments = ["--", "--help"] if {"-h", "--help"} & set(sys.argv[1:]) else sys.argv[1:]
-    run_cleanly(lambda: fire.Fire(reproduce, command=arguments))
+    run_tool(reproduce)

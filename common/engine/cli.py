@@ -30,6 +30,9 @@ def run_cleanly(program: Callable[[], object]) -> NoReturn:
         program()
     except UserError as error:
         _end(f"{name}: error: {error}", 2)
+    except BrokenPipeError:  # of a pipe such as "| head", whose reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
@@ -46,6 +49,15 @@ def run_cleanly(program: Callable[[], object]) -> NoReturn:
         _end(f"{name}: error: another process of this run has ended or does not answer; {RESUME}", 1)
     distributed.leave()
     sys.exit(0)
+
+
+def run_tool(function: Callable[..., object]) -> NoReturn:
+    """The command line of a tool, by fire: its parameters are flags, its docstring is --help. As ``run_cleanly``."""
+    import fire
+
+    words = sys.argv[1:]
+    asked = {"-h", "--help"} & set(words)
+    run_cleanly(lambda: fire.Fire(function, command=["--", "--help"] if asked else words))
 
 
 def _in_thread(args: threading.ExceptHookArgs) -> None:

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import benchmark
-import measuring
 import pytest
 import torch
+from timing import measuring
 
 from common.errors import UserError
 from tests.conftest import REPOSITORY

@@ -11,8 +11,8 @@ from typing import Any
 import compare
 import numpy as np
 import pytest
-import result_tables
-from cells import VARIANTS, Cell, defines, plan
+from runs import result_tables
+from runs.cells import VARIANTS, Cell, defines, plan
 
 from common.data.demo import cifar10
 from common.engine.options import parse

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import doctor
-import needs
 import pytest
+from published import needs
 from published.layout import TASKS, folder_of, wanted
 
 from common.engine import recipes

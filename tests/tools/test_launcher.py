@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launcher import Command, Launcher, Outcome, device_environment, run_all
+from runs.launcher import Command, Launcher, Outcome, device_environment, run_all
 
 from common.errors import UserError
 from tests.conftest import REPOSITORY
@@ -81,7 +81,7 @@ time.sleep(60)
 import signal, sys
 sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / "tools")!r}]
 from pathlib import Path
-from launcher import Command, Launcher, run_all
+from runs.launcher import Command, Launcher, run_all
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.default_int_handler)
 folder = Path({str(tmp_path)!r})

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report
-import report_cells
-import report_jobs
-import report_pictures
+from page import cells, pictures
+from page.jobs import read
 from PIL import Image
 
 from common.data.demo import cifar10
@@ -157,7 +156,7 @@ def test_a_run_whose_weights_are_cut_keeps_its_accuracy_and_says_what_is_missing
 
 
 def test_the_digits_run_shows_features_relations_and_classes(jobs: Path) -> None:
-    found = report_jobs.read(jobs / "digits <b>$crp$", "digits")
+    found = read(jobs / "digits <b>$crp$", "digits")
     assert found.problem == ""
     assert found.method == "ours (ste) + CRP"
     error = found.summary["relation_error"]
@@ -169,24 +168,24 @@ def test_the_digits_run_shows_features_relations_and_classes(jobs: Path) -> None
 
 
 def test_a_single_domain_run_records_its_classes(jobs: Path) -> None:
-    found = report_jobs.read(jobs / "resnet_4bit", "resnet")
+    found = read(jobs / "resnet_4bit", "resnet")
     for when in ("best", "last"):
         hits = np.trace(found.confusion[when]) / found.confusion[when].sum() * 100
         assert hits == pytest.approx(found.accuracy(when), abs=1e-3)
 
 
 def test_runs_that_differ_in_a_flag_are_not_averaged(jobs: Path) -> None:
-    one, other = (report_jobs.read(jobs / "resnet_4bit", name) for name in ("a", "b"))
+    one, other = (read(jobs / "resnet_4bit", name) for name in ("a", "b"))
     other.config["options"]["seed"] = 7
-    (cell,) = report_cells.cells_of([one, other])
+    (cell,) = cells.cells_of([one, other])
     assert (cell.label, len(cell.runs)) == ("ours", 2)
     other.config["options"]["lr"] = 0.5
-    labels = [cell.label for cell in report_cells.cells_of([one, other])]
+    labels = [cell.label for cell in cells.cells_of([one, other])]
     assert labels == [f"ours (lr {one.config['options']['lr']})", "ours (lr 0.5)"]
 
 
 def test_level_shares_count_the_weights_of_each_level() -> None:
-    levels, share = report_pictures.level_shares(np.array([1, -1, 1, 1 / 3, 1], np.float32))
+    levels, share = pictures.level_shares(np.array([1, -1, 1, 1 / 3, 1], np.float32))
     np.testing.assert_allclose(levels, [-1, 1 / 3, 1], atol=1e-6)
     np.testing.assert_allclose(share, [20, 20, 60])
 

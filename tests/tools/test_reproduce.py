@@ -5,13 +5,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import disk
 import pytest
 import reproduce
 import torch
-from anchors import ANCHORS
-from programs import programs
-from rows import label, plan, select
+from runs import disk
+from runs.anchors import ANCHORS
+from runs.programs import programs
+from runs.rows import label, plan, select
 
 from common.data.demo import cifar10
 from common.engine import recipes

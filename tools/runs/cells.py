@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import result_tables
-
 from common.engine import recipes
 from common.quantizers import METHODS, Method
+from runs import result_tables
 
 FLOAT, FLOAT_BITS = "float", 32
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {  # ablations: name -> method, further flags

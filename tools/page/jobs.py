@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import result_tables
+from runs import result_tables
 
 from common.errors import UserError
 

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 import pictures
-import report_svg
 from markupsafe import Markup
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from report_layers import Layer
 from scipy.stats import norm
 
 from common.engine import feature_map
+from page import svg
+from page.layers import Layer
 
 WIDE, SMALL = (5.0, 3.3), (3.4, 2.9)
 NARROWEST = 10.0  # points of accuracy that a picture spans, so that small differences look small
@@ -28,7 +28,7 @@ def curves(rows: dict[str, Sequence[dict[str, Any]]], split: str, data: str, tit
     axes.set(ylabel=f"{data}top-1 (%)", title=f"{title}: {split} (solid), training (dotted)")
     _whole_numbers(axes, max((len(same) for same in rows.values()), default=1))
     _legend_below(axes)
-    return report_svg.inline(figure, f"learning curves, {title}")
+    return svg.inline(figure, f"learning curves, {title}")
 
 
 def by_bits(
@@ -42,7 +42,7 @@ def by_bits(
     rest = max(0.0, NARROWEST - (high - low)) / 2
     axes.set(ylabel=f"{label} (%)", title=f"{label} against bits", ylim=(max(0, low - rest), min(100, high + rest)))
     _legend_below(axes)
-    return report_svg.inline(figure, f"{label} against bits")
+    return svg.inline(figure, f"{label} against bits")
 
 
 def by_layer(series: Series, ylabel: str, title: str, looks: Mapping[str, tuple[int, str]] | None = None) -> Markup:
@@ -62,7 +62,7 @@ def by_layer(series: Series, ylabel: str, title: str, looks: Mapping[str, tuple[
     _whole_numbers(axes, max(map(len, series.values())))
     axes.grid(axis="y")
     _legend_below(axes)
-    return report_svg.inline(figure, title)
+    return svg.inline(figure, title)
 
 
 def layer(entry: Layer) -> Markup:
@@ -75,7 +75,7 @@ def layer(entry: Layer) -> Markup:
     low, high = np.quantile(ordered, (0.001, 0.999))
     top, cdf = grid[0], grid[0].twinx()
     if high > low:
-        top.hist(ordered, bins=48, range=(low, high), color=report_svg.SOFT, histtype="stepfilled")
+        top.hist(ordered, bins=48, range=(low, high), color=svg.SOFT, histtype="stepfilled")
         x = np.linspace(low, high, 60)
         own = np.searchsorted(ordered, x, side="right") / len(ordered)
         cdf.plot(x, own, color=pictures.colour(0), lw=1.4)
@@ -95,7 +95,7 @@ def layer(entry: Layer) -> Markup:
         grid[1].xaxis.set_major_locator(MaxNLocator(4))
         grid[1].yaxis.set_major_locator(MaxNLocator(3))
     figure.subplots_adjust(left=0.12, right=0.9, bottom=0.16, top=0.92)
-    return report_svg.inline(figure, f"weights of {entry.name} and their levels", tight=False)
+    return svg.inline(figure, f"weights of {entry.name} and their levels", tight=False)
 
 
 def level_shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +111,7 @@ def features(arrays: Mapping[str, np.ndarray], title: str) -> Markup:
     feature_map.scatter(axes, arrays)
     axes.set_title(title)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
-    return report_svg.inline(figure, title)
+    return svg.inline(figure, title)
 
 
 def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Markup:
@@ -120,7 +120,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], title: str) -> Markup:
     axes = figure.subplots()
     feature_map.show_confusion(axes, counts, names, heat())
     axes.set_title(title)
-    return report_svg.inline(figure, title)
+    return svg.inline(figure, title)
 
 
 def heat() -> Any:

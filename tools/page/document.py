@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import report_layers
-import report_pictures
-import report_svg
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from report_cells import Cell, cells_of, distinct
-from report_jobs import UNREADABLE, Run, reason
-from report_layers import Network
+
+from page import layers, pictures, svg
+from page.cells import Cell, cells_of, distinct
+from page.jobs import UNREADABLE, Run, reason
+from page.layers import Network
 
 Picture = tuple[Markup, str]  # the drawing, and a line below it
 
 
 def render(runs: Sequence[Run], every_seed: bool = False) -> str:
     """The page. A run that turns out not to be drawable gets a ``problem`` and is listed like the others."""
-    with report_svg.style():
+    with svg.style():
         details = {}
         finished = [run for run in runs if not run.problem]
         groups = [(same, cells_of(same)) for same in distinct(finished, lambda run: run.group)]
@@ -90,7 +89,7 @@ def accuracy_pictures(cells: Sequence[Cell]) -> list[Picture]:
                 series[cell.label][cell.runs[0].widths[0]] = point
         reference = value(floats[0]) if floats else None
         if any(series.values()):
-            drawing = report_pictures.by_bits(series, widths, reference and reference[0], f"{data}{title}")
+            drawing = pictures.by_bits(series, widths, reference and reference[0], f"{data}{title}")
             found.append((drawing, f"Best epoch, {data}data." if data else "Best epoch."))
     return found
 
@@ -101,7 +100,7 @@ def curve_pictures(cells: Sequence[Cell]) -> list[Picture]:
         run = same[0].runs[0]
         rows = {cell.label: cell.curve for cell in same}
         several = any(len(cell.runs) > 1 for cell in same)
-        drawing = report_pictures.curves(rows, run.split, run.data, f"{run.bits} bits")
+        drawing = pictures.curves(rows, run.split, run.data, f"{run.bits} bits")
         found.append((drawing, "Mean over the seeds." if several else ""))
     return found
 
@@ -111,7 +110,7 @@ def relation_pictures(cells: Sequence[Cell]) -> list[Picture]:
     measured = {cell.title: cell.relations("quantized") for cell in cells if cell.relations("quantized")}
     if measured:
         images = next(cell for cell in cells if cell.title in measured).runs[0].summary["relation_error"]["images"]
-        drawing = report_pictures.by_layer(measured, "mean |D|", "relation error of the quantized activations")
+        drawing = pictures.by_layer(measured, "mean |D|", "relation error of the quantized activations")
         found.append((drawing, f"D = C(quantized) − C(before), on {images} test images after the last epoch."))
     trained = {cell.title: shifts for cell in cells if (shifts := training_relations(cell.runs[0]))}
     if trained:
@@ -122,7 +121,7 @@ def relation_pictures(cells: Sequence[Cell]) -> list[Picture]:
                 if points := [(name, row[domain]) for name, row in shifts.items() if domain in row]:
                     lines[f"{label}, {domain}"], looks[f"{label}, {domain}"] = points, (index, ls)
         title = "relation shift in training, where CRP measures it"
-        drawing = report_pictures.by_layer(lines, "mean |D|", title, looks)
+        drawing = pictures.by_layer(lines, "mean |D|", title, looks)
         found.append((drawing, "Mean over the batches of the last epoch."))
     return found
 
@@ -138,7 +137,7 @@ def training_relations(run: Run) -> dict[str, dict[str, float]]:
 
 def run_section(run: Run, title: str, pictures: bool) -> dict[str, Any]:
     """Everything about one run; what its files do not give is said in its ``notes``."""
-    network = noted(run, "layers", lambda: report_layers.read(run))
+    network = noted(run, "layers", lambda: layers.read(run))
     levels = {layer["layer"]: layer for layer in run.summary["layers"]}
     section: dict[str, Any] = {
         "run": run,
@@ -161,7 +160,7 @@ def run_section(run: Run, title: str, pictures: bool) -> dict[str, Any]:
         return section
     names = [str(name) for name in run.summary.get("classes", [])]
     section["confusions"] = [
-        report_pictures.confusion(counts, names, f"{run.data}{run.split}, {when} epoch")
+        pictures.confusion(counts, names, f"{run.data}{run.split}, {when} epoch")
         for when, counts in run.confusion.items()
     ]
     for when, file in (("before", "features_before.npz"), ("after", "features_after.npz")):
@@ -171,7 +170,7 @@ def run_section(run: Run, title: str, pictures: bool) -> dict[str, Any]:
             )
             section["features"] += [drawing] if drawing else []
     if network:
-        section["layer_pictures"] = [report_pictures.layer(entry) for entry in network.layers]
+        section["layer_pictures"] = [pictures.layer(entry) for entry in network.layers]
     if run.widths != (32, 32):
         lines = {
             what: [
@@ -180,15 +179,13 @@ def run_section(run: Run, title: str, pictures: bool) -> dict[str, Any]:
             ]
             for what, key in (("weights", "weight"), ("inputs", "input"))
         }
-        section["bits_picture"] = report_pictures.by_layer(
-            lines, "log2 of the distinct values", "effective bits per layer"
-        )
+        section["bits_picture"] = pictures.by_layer(lines, "log2 of the distinct values", "effective bits per layer")
     return section
 
 
 def feature_picture(run: Run, file: str, title: str) -> Markup:
     with np.load(run.folder / file) as arrays:
-        return report_pictures.features(dict(arrays), title)
+        return pictures.features(dict(arrays), title)
 
 
 def noted(run: Run, what: str, make: Any) -> Any:

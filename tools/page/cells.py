@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import result_tables
-from report_jobs import Run
+from runs import result_tables
 
 from common.quantizers import METHODS
+from page.jobs import Run
 
 WITHOUT_EFFECT = {  # flags that do not make a result another one
     *("seed", "job_dir", "source_dir", "data_dir", "tgt_data_dir", "download", "device", "gpus", "num_workers"),

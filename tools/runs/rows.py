@@ -6,17 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cells import BEST, FLOAT_BITS
-from command_line import flag_names
-from programs import programs
-from result_tables import read_summary
-
 from common.engine import recipes
 from common.engine.checkpoint import keep_weights_alone
 from common.engine.naming import find_source, name_files
 from common.engine.options import FLAGS, parse
 from common.engine.tasks import Task
 from common.errors import UserError
+from runs.cells import BEST, FLOAT_BITS
+from runs.command_line import flag_names
+from runs.programs import programs
+from runs.result_tables import read_summary
 
 PARTS = {"daq": "DAQ", "grad": "Gradient Approx.", "crp": "CRP"}  # of the method; the tables' columns
 ABLATION = (("daq",), ("daq", "grad"), ("daq", "grad", "crp"))

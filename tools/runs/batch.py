@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launcher import Command, Launcher, Outcome, device_environment, run_all
 
 from common.engine.cli import INTERRUPTED
 from common.errors import UserError
+from runs.launcher import Command, Launcher, Outcome, device_environment, run_all
 
 
 def train(

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from report_jobs import Run
 from torch import nn
 
 from common.engine import checkpoint
 from common.engine.start import make_model
 from common.quantizers.layers import QuantConv2d
 from common.quantizers.rounding import FLOAT_BITS
+from page.jobs import Run
 
 
 @dataclass(frozen=True)

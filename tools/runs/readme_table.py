@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anchors import ANCHORS, Anchor
-from cells import FLOAT_BITS
-from rows import PARTS, Run, label
-
 from common.engine.tasks import Task
+from runs.anchors import ANCHORS, Anchor
+from runs.cells import FLOAT_BITS
+from runs.rows import PARTS, Run, label
 
 TITLES = {
     "resnet20": "ResNet-20 on CIFAR-10",

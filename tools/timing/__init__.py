@@ -1,0 +1,1 @@
+"""Training steps to measure, and how they are measured."""
