@@ -19,7 +19,6 @@ from typing import NoReturn
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from common.engine.cli import run_cleanly  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 OLDEST_PYTHON = (3, 10)
@@ -134,4 +133,8 @@ def accelerator() -> list[str]:
 
 
 if __name__ == "__main__":
-    run_cleanly(main)
+    try:
+        main()
+    except UserError as error:  # not run_cleanly, which imports torch
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(2)

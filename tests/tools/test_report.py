@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report
-from page import cells, pictures
+from page import cells, plots
 from page.jobs import read
 from PIL import Image
 
@@ -185,7 +185,7 @@ def test_runs_that_differ_in_a_flag_are_not_averaged(jobs: Path) -> None:
 
 
 def test_level_shares_count_the_weights_of_each_level() -> None:
-    levels, share = pictures.level_shares(np.array([1, -1, 1, 1 / 3, 1], np.float32))
+    levels, share = plots.level_shares(np.array([1, -1, 1, 1 / 3, 1], np.float32))
     np.testing.assert_allclose(levels, [-1, 1 / 3, 1], atol=1e-6)
     np.testing.assert_allclose(share, [20, 20, 60])
 

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from page import layers, pictures, svg
+from page import layers, svg
 from page.cells import Cell, cells_of, distinct
 from page.jobs import UNREADABLE, Run, reason
 from page.layers import Network
@@ -89,7 +89,7 @@ def accuracy_pictures(cells: Sequence[Cell]) -> list[Picture]:
                 series[cell.label][cell.runs[0].widths[0]] = point
         reference = value(floats[0]) if floats else None
         if any(series.values()):
-            drawing = pictures.by_bits(series, widths, reference and reference[0], f"{data}{title}")
+            drawing = plots.by_bits(series, widths, reference and reference[0], f"{data}{title}")
             found.append((drawing, f"Best epoch, {data}data." if data else "Best epoch."))
     return found
 
@@ -100,7 +100,7 @@ def curve_pictures(cells: Sequence[Cell]) -> list[Picture]:
         run = same[0].runs[0]
         rows = {cell.label: cell.curve for cell in same}
         several = any(len(cell.runs) > 1 for cell in same)
-        drawing = pictures.curves(rows, run.split, run.data, f"{run.bits} bits")
+        drawing = plots.curves(rows, run.split, run.data, f"{run.bits} bits")
         found.append((drawing, "Mean over the seeds." if several else ""))
     return found
 
@@ -110,7 +110,7 @@ def relation_pictures(cells: Sequence[Cell]) -> list[Picture]:
     measured = {cell.title: cell.relations("quantized") for cell in cells if cell.relations("quantized")}
     if measured:
         images = next(cell for cell in cells if cell.title in measured).runs[0].summary["relation_error"]["images"]
-        drawing = pictures.by_layer(measured, "mean |D|", "relation error of the quantized activations")
+        drawing = plots.by_layer(measured, "mean |D|", "relation error of the quantized activations")
         found.append((drawing, f"D = C(quantized) − C(before), on {images} test images after the last epoch."))
     trained = {cell.title: shifts for cell in cells if (shifts := training_relations(cell.runs[0]))}
     if trained:
@@ -121,7 +121,7 @@ def relation_pictures(cells: Sequence[Cell]) -> list[Picture]:
                 if points := [(name, row[domain]) for name, row in shifts.items() if domain in row]:
                     lines[f"{label}, {domain}"], looks[f"{label}, {domain}"] = points, (index, ls)
         title = "relation shift in training, where CRP measures it"
-        drawing = pictures.by_layer(lines, "mean |D|", title, looks)
+        drawing = plots.by_layer(lines, "mean |D|", title, looks)
         found.append((drawing, "Mean over the batches of the last epoch."))
     return found
 
@@ -160,8 +160,7 @@ def run_section(run: Run, title: str, pictures: bool) -> dict[str, Any]:
         return section
     names = [str(name) for name in run.summary.get("classes", [])]
     section["confusions"] = [
-        pictures.confusion(counts, names, f"{run.data}{run.split}, {when} epoch")
-        for when, counts in run.confusion.items()
+        plots.confusion(counts, names, f"{run.data}{run.split}, {when} epoch") for when, counts in run.confusion.items()
     ]
     for when, file in (("before", "features_before.npz"), ("after", "features_after.npz")):
         if (run.folder / file).exists():
@@ -170,7 +169,7 @@ def run_section(run: Run, title: str, pictures: bool) -> dict[str, Any]:
             )
             section["features"] += [drawing] if drawing else []
     if network:
-        section["layer_pictures"] = [pictures.layer(entry) for entry in network.layers]
+        section["layer_pictures"] = [plots.layer(entry) for entry in network.layers]
     if run.widths != (32, 32):
         lines = {
             what: [
@@ -179,13 +178,13 @@ def run_section(run: Run, title: str, pictures: bool) -> dict[str, Any]:
             ]
             for what, key in (("weights", "weight"), ("inputs", "input"))
         }
-        section["bits_picture"] = pictures.by_layer(lines, "log2 of the distinct values", "effective bits per layer")
+        section["bits_picture"] = plots.by_layer(lines, "log2 of the distinct values", "effective bits per layer")
     return section
 
 
 def feature_picture(run: Run, file: str, title: str) -> Markup:
     with np.load(run.folder / file) as arrays:
-        return pictures.features(dict(arrays), title)
+        return plots.features(dict(arrays), title)
 
 
 def noted(run: Run, what: str, make: Any) -> Any:
