@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from page import layers, svg
+from page import layers, plots, svg
 from page.cells import Cell, cells_of, distinct
 from page.jobs import UNREADABLE, Run, reason
 from page.layers import Network
