@@ -20,31 +20,37 @@ from page import cells, plots
 from page.jobs import read
 from PIL import Image
 
-from common.data.demo import cifar10
+from common.data.demo import cifar10, digits
+from common.engine import cross_domain, single_domain
+from common.engine.tasks import Task
 from common.errors import UserError
-from tests.conftest import REPOSITORY, run
+from tests.conftest import REPOSITORY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+DIGITS = {"src_data": "mnist", "tgt_data": "mnistm"}
 TINY = ["--demo", "--num_epochs", "1", "--num_workers", "0"]
-DIGITS = "cross_domain/dann_digits/daq_crp"
+PROGRAMS = (
+    (single_domain, Task("resnet20", "single", Path("."), "resnet20_quant", "res20"), "resnet_4bit"),
+    (
+        cross_domain,
+        Task("dann_digits", "digits", Path("."), "MNISTmodel_quant", crp=True, defaults=DIGITS),
+        "digits <b>$crp$",
+    ),
+)
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ResNet-20 at 32 and 4 bits, digits with CRP at 4 bits; one job unfinished and several broken ones."""
+    """ResNet-20 and digits with CRP at 4 bits; one job unfinished and several broken ones."""
     root = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cifar10, "TRAIN_IMAGES", 100)
-        patch.setattr(cifar10, "TEST_IMAGES", 50)
-        cifar10.write(root / "data" / "demo" / "cifar10")
-    words = [*TINY, "--data_dir", root / "data"]
+    words = [*TINY, "--data_dir", root / "data", "--bitW", 4, "--pretrained", "no"]
     folder = root / "jobs"
-    for width in (32, 4):
-        job = ["--bitW", width, "--pretrained", "no", "--job_dir", folder / f"resnet_{width}bit"]
-        result = run("single_domain/resnet20", *words, *job)
-        assert result.returncode == 0, result.stderr
-    result = run(DIGITS, *words, "--bitW", 4, "--pretrained", "no", "--job_dir", folder / "digits <b>$crp$")
-    assert result.returncode == 0, result.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        for maker, train, test in ((cifar10, 100, 50), (digits, 128, 100)):
+            patch.setattr(maker, "TRAIN_IMAGES", train)
+            patch.setattr(maker, "TEST_IMAGES", test)
+        for program, task, name in PROGRAMS:  # in this process: a second import of torch costs more than the training
+            program.run(task, [str(word) for word in (*words, "--job_dir", folder / name)])
     for name in ("unfinished", "cut summary", "no accuracy", "cut checkpoint"):
         shutil.copytree(folder / "resnet_4bit", folder / name)
     (folder / "unfinished" / "summary.json").unlink()
@@ -107,11 +113,11 @@ def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
 
 def test_every_picture_decodes(page: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) > 2 * 22
+    assert len(drawings) > 22
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
         assert float(root.attrib["viewBox"].split()[2]) > 50
-        assert root.iter("path")
+        assert next(root.iter("path"), None) is not None
     images = re.findall(r"data:image/png;base64,([^\"]+)", page)
     assert images, "confusion matrices hold one each"
     for text in images:
@@ -122,14 +128,12 @@ def test_every_picture_decodes(page: str) -> None:
 
 
 def test_accuracies_are_those_of_the_summaries_and_say_demo(jobs: Path, page: str) -> None:
-    for name in ("resnet_32bit", "resnet_4bit"):
-        summary = json.loads((jobs / name / "summary.json").read_text())
-        assert f"<b>{name}</b>" in page
-        assert f"demo top-1 {summary['best']['test_prec1']:.2f} (best, epoch 1)" in page
-    for text in re.findall(r"top-1", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)):
-        assert text
-    assert len(re.findall(r"(?<!demo )(?<!target )top-1", page)) == 0
-    assert len(re.findall(r"(?<!demo )target top-1", page)) == 0
+    summary = json.loads((jobs / "resnet_4bit" / "summary.json").read_text())
+    section = page[page.index("<b>resnet_4bit</b>") :]
+    section = section[: section.index("</summary>")]
+    assert f"demo top-1 {summary['best']['test_prec1']:.2f} (best, epoch 1)" in " ".join(section.split())
+    assert page.count("top-1") > 5
+    assert re.findall(r"(?<!demo )(?<!target )top-1|(?<!demo )target top-1", page) == []
 
 
 def test_a_name_is_text_and_never_markup(page: str) -> None:
@@ -160,9 +164,10 @@ def test_the_digits_run_shows_features_relations_and_classes(jobs: Path) -> None
     assert found.problem == ""
     assert found.method == "ours (ste) + CRP"
     error = found.summary["relation_error"]
-    assert [row["layer"] for row in error["layers"]] == ["feature.2", "feature.7"] or len(error["layers"]) == 2
+    trained = {key.split()[1] for key in found.summary["relation_shift"]["layers"]}
+    assert {row["layer"] for row in error["layers"]} == trained, "the sites of CRP are the quantizers of this network"
     assert all(0 < row["aligned"] < 1 and 0 < row["quantized"] < 1 for row in error["layers"])
-    assert found.confusion["best"].sum() == 1080
+    assert found.confusion["best"].sum() == 100
     hits = np.trace(found.confusion["last"]) / found.confusion["last"].sum() * 100
     assert hits == pytest.approx(found.accuracy("last"), abs=1e-3)
 
@@ -243,7 +248,7 @@ def test_a_browser_draws_every_picture_without_errors_or_overflow(page: str, tmp
     for entry in found:
         assert entry["closed"] <= entry["width"], "the page is wider than the screen"
         assert entry["open"] <= entry["width"], "an opened run is wider than the screen"
-        assert entry["pictures"] > 2 * 22
+        assert entry["pictures"] > 22
         assert entry["empty"] == 0
         assert entry["widths"]
         assert min(entry["widths"]) > 0

@@ -26,8 +26,11 @@ def render(runs: Sequence[Run], every_seed: bool = False) -> str:
         groups = [(same, cells_of(same)) for same in distinct(finished, lambda run: run.group)]
         for _, cells in groups:
             for cell in cells:
-                for position, run in enumerate(cell.runs):
-                    details[run.name] = run_section(run, cell.title, pictures=every_seed or position == 0)
+                shown = every_seed
+                for run in cell.runs:
+                    section = run_section(run, cell.title, pictures=every_seed or not shown)
+                    details[run.name] = section
+                    shown = shown or section["network"] is not None
         networks = {name: section["network"] for name, section in details.items()}
         sections = [group_section(cells, networks) for _, cells in groups]
     environment = Environment(
@@ -61,7 +64,7 @@ def group_section(cells: Sequence[Cell], networks: dict[str, Network | None]) ->
         "title": first.task + (f", {first.pair}" if first.pair else ""),
         "run": first,
         "cells": cells,
-        "networks": {cell.title: networks[cell.runs[0].name] for cell in cells},
+        "networks": {cell.title: network_of(cell, networks) for cell in cells},
         "leads": {cell.title for cell in best.values()},
         "shifted": any(cell.shifted for cell in cells),
         "several": any(len(cell.runs) > 1 for cell in cells),
@@ -69,6 +72,11 @@ def group_section(cells: Sequence[Cell], networks: dict[str, Network | None]) ->
         "classes": [cell for cell in cells if list(cell.per_class) == names] if names else [],
         "names": names,
     }
+
+
+def network_of(cell: Cell, networks: dict[str, Network | None]) -> Network | None:
+    """Of the first run whose weights could be read."""
+    return next(filter(None, (networks[run.name] for run in cell.runs)), None)
 
 
 def accuracy_pictures(cells: Sequence[Cell]) -> list[Picture]:

@@ -44,9 +44,10 @@ def style() -> Iterator[None]:
 
 
 def inline(figure: Figure, title: str, tight: bool = True) -> Markup:
-    """The figure as an <svg> element of no fixed size, ``title`` for who cannot see it; ``tight`` cuts its margins.
+    """The figure as an <svg> element without a size of its own, ``title`` for who cannot see it.
 
-    Ids are made unique in the page, and everything that points out of it (document type, metadata) is left out.
+    ``tight`` cuts its margins, which takes a second drawing. Ids are made unique in the page, and everything that
+    points out of it (document type, metadata) is left out.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight" if tight else None, pad_inches=0.04)
