@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,7 +23,6 @@ from common.data.demo import cifar10, digits
 from common.engine import cross_domain, single_domain
 from common.engine.tasks import Task
 from common.errors import UserError
-from tests.conftest import REPOSITORY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 DIGITS = {"src_data": "mnist", "tgt_data": "mnistm"}
@@ -206,13 +204,6 @@ def test_a_wrong_call_ends_in_one_line(
     with pytest.raises(UserError, match=line):
         report.report(*words)
     assert not (tmp_path / "results").exists()
-
-
-def test_the_program_refuses_with_status_2() -> None:
-    command = [sys.executable, str(REPOSITORY / "tools" / "report.py"), "nowhere"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
 
 
 MEASURE = """<script>

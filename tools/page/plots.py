@@ -94,7 +94,7 @@ def layer(entry: Layer) -> Markup:
         grid[1].set(xlabel="level", ylabel="% of weights")
         grid[1].xaxis.set_major_locator(MaxNLocator(4))
         grid[1].yaxis.set_major_locator(MaxNLocator(3))
-    figure.subplots_adjust(left=0.12, right=0.9, bottom=0.16, top=0.92)
+    figure.subplots_adjust(left=0.17, right=0.9, bottom=0.16, top=0.92)
     return svg.inline(figure, f"weights of {entry.name} and their levels", tight=False)
 
 
@@ -110,6 +110,7 @@ def features(arrays: Mapping[str, np.ndarray], title: str) -> Markup:
     axes = figure.subplots()
     feature_map.scatter(axes, arrays)
     axes.set_title(title)
+    axes.spines[:].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
     return svg.inline(figure, title)
 
