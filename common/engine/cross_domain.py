@@ -147,7 +147,7 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
     device = data.train["source"].device
     faster = Acceleration(options, model, device, options.train_batch_size // distributed.size())
     faster.load_state_dict(content.get("amp", {}) if content else {})
-    compute = distributed.replicate(model, objective, unused=options.src_only_flag)
+    compute = distributed.replicate(model, objective, unused=options.src_only_flag or options.warmup_epochs > 0)
     for epoch in range(start, options.num_epochs):
         distributed.seed_epoch(options.seed, epoch)
         row = train_one_epoch(objective, compute, data, optimizer, faster, epoch, job)
@@ -195,14 +195,17 @@ def train_one_epoch(
 ) -> dict[str, Any]:
     """One epoch over both domains; returns the row for metrics.jsonl: learning rate, training means, relation shifts.
 
+    The schedules of adaptation run over the epochs behind --warmup_epochs, which see the source alone.
+
     Raises:
         UserError: the loss became NaN or infinite.
     """
     options, crp = job.options, objective.crp
     objective.model.train()
-    steps = len(data.train["source"]) if options.src_only_flag else data.steps(options.epoch_length)
+    alone = options.src_only_flag or epoch < options.warmup_epochs
+    steps = len(data.train["source"]) if alone else data.steps(options.epoch_length)
     source = cyclic(data.train["source"], epoch, steps)
-    target = None if options.src_only_flag else cyclic(data.train["target"], epoch, steps)
+    target = None if alone else cyclic(data.train["target"], epoch, steps)
     sums, watch = Sums(), FiniteWatch(data.train["source"].device)
     last_good = f"the last good checkpoint is {job.last}" if job.last.exists() else "there is no checkpoint yet"
     lr = options.lr
@@ -211,11 +214,14 @@ def train_one_epoch(
         lr = options.lr * learning_rate_factor(epoch, progress, options.lr_decay_steps, options.lr_gamma, options.alpha)
         set_learning_rate(optimizer, lr)
         target_images = next(target)[0] if target is not None else None  # target labels are never read
+        adapted = max(epoch - options.warmup_epochs + (step - 1) / steps, 0) / (
+            options.num_epochs - options.warmup_epochs
+        )
         with faster.forward(len(images)):
-            losses, logits = compute(images, labels, target_images, progress)
+            losses, logits = compute(images, labels, target_images, adapted)
         faster.descend(optimizer, losses["Train_loss"])
         if crp is not None:
-            for domain in crp.domains:
+            for domain in crp.domains if target is not None else crp.domains[:1]:
                 crp.update(domain)
                 shifts = crp.mean_abs_shift(domain)
                 sums.add(1, **{f"shift {domain} {name}": value for name, value in shifts.items()})

@@ -18,7 +18,7 @@ Losses = dict[str, Tensor]
 class Objective:
     """Losses of one step by their published names; "Train_loss" is the sum to descend on.
 
-    Without target images (--src_only_flag) only the source's class loss, and CRP on the source, are left.
+    Without target images (--src_only_flag, --warmup_epochs) the source's class loss, and CRP on the source, are left.
     """
 
     def __init__(self, model: nn.Module, options: argparse.Namespace, crp: CRP | None) -> None:
@@ -29,13 +29,14 @@ class Objective:
         """
         Args:
             source, target: (B_s, 3, H, W) and (B_t, 3, H, W); labels: (B_s,), the source's.
-            progress: share of all training steps that are done, in [0, 1].
+            progress: share of all steps with adaptation that are done, in [0, 1].
         Returns:
             The losses, and the source's class logits.
         """
         losses, logits = self.losses(source, labels, target, progress)
         if self.crp is not None:
-            losses["Transformation_loss"] = torch.stack([self.crp.penalty(d) for d in self.crp.domains]).sum()
+            domains = self.crp.domains if target is not None else self.crp.domains[:1]
+            losses["Transformation_loss"] = torch.stack([self.crp.penalty(domain) for domain in domains]).sum()
         total = torch.stack([self.weight(name, progress) * value for name, value in losses.items()]).sum()
         return {"Train_loss": total, **losses}, logits
 

@@ -136,6 +136,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--weight_decay", non_negative, 1e-4, "of SGD; learned scales have none"),
     Flag("--backbone_lr_scale", non_negative, 0.1, "learning rate of the pretrained backbone, relative", kinds=OFFICE),
     _switch("--src_only_flag", False, "train on the source alone, without adaptation", kinds=CROSS),
+    Flag("--warmup_epochs", natural, 0, "epochs on the source alone before adaptation begins", kinds=CROSS),
     Flag(
         "--epoch_length",
         str,
@@ -263,9 +264,15 @@ def parse(task: Task, argv: Sequence[str] | None = None) -> argparse.Namespace:
     if given.get("demo"):
         preset = (recipes.DEMO if bits == 32 else recipes.DEMO_QUANTIZED).get(task.name, {})
         preset = {key: value for key, value in preset.items() if key not in given}
+        if "num_epochs" in given:
+            preset.pop("warmup_epochs", None)  # it belongs to the preset's own number
         values |= preset
         notes.append("demo preset: " + " ".join(f"--{key} {value}" for key, value in preset.items()))
     values |= given
+    if values.get("warmup_epochs", 0) >= values["num_epochs"]:
+        raise UserError(
+            f"--warmup_epochs {values['warmup_epochs']}: expected fewer than --num_epochs {values['num_epochs']}"
+        )
     model_flag = "target_model" if task.kind == "single" else "model"
     values[model_flag] = values[model_flag] or task.model
     options = argparse.Namespace(**values)

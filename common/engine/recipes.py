@@ -126,11 +126,12 @@ DEMO: dict[str, dict[str, Any]] = {
         "weight_decay": 0.0,
     },
 }
-DEMO |= {  # no ImageNet weights come with the demo: the backbone starts from scratch
+DEMO |= {  # no ImageNet weights come with the demo: the backbone starts from scratch, and learns before it adapts
     task: {
         "num_epochs": 40,
+        "warmup_epochs": 28,
         "lr": 0.03,
-        "lr_decay_steps": [32],
+        "lr_decay_steps": [28],
         "img_size": 32,
         "backbone_weights": "none",
         "num_workers": 0,
@@ -142,8 +143,8 @@ DEMO_QUANTIZED: dict[str, dict[str, Any]] = {
     "resnet56": {"num_epochs": 4, "lr": 0.04, "lr_decay_steps": [2, 3], "shift_images": 500},
     "densenet40": {"num_epochs": 3, "lr": 0.04, "lr_decay_steps": [1, 2], "shift_images": 500},
     "dann_digits": {**DEMO["dann_digits"], "num_epochs": 60, "lr": 0.01, "lr_decay_steps": [50]},
-    "dann_office": {**DEMO["dann_office"], "num_epochs": 12, "lr": 0.01, "lr_decay_steps": [9]},
-    "dsan_office": {**DEMO["dsan_office"], "num_epochs": 12, "lr": 0.01, "lr_decay_steps": [9]},
+    "dann_office": {**DEMO["dann_office"], "num_epochs": 12, "warmup_epochs": 0, "lr": 0.01, "lr_decay_steps": [9]},
+    "dsan_office": {**DEMO["dsan_office"], "num_epochs": 12, "warmup_epochs": 0, "lr": 0.01, "lr_decay_steps": [9]},
 }
 
 PRETRAINED_LINKS = {
