@@ -130,6 +130,19 @@ def test_target_labels_never_touch_the_training(job: list[str], tmp_path: Path) 
     assert same_weights(tmp_path / "true/checkpoint/last.pt", tmp_path / "permuted/checkpoint/last.pt")
 
 
+def test_adaptation_waits_for_the_warm_up(job: list[str]) -> None:
+    assert (
+        run(DIGITS_CRP, *job, "--num_epochs", 2, "--warmup_epochs", 1, "--bitW", 4, "--pretrained", "no").returncode
+        == 0
+    )
+    first, second = (json.loads(line) for line in (folder_of(job) / "metrics.jsonl").read_text().splitlines())
+    assert "Target_domain_loss" not in first["train"]
+    assert "Target_domain_loss" in second["train"]
+    assert not any(name.startswith("target") for name in first["relation_shift"]["layers"])
+    assert any(name.startswith("target") for name in second["relation_shift"]["layers"])
+    assert "fewer than --num_epochs 1" in refusal(DIGITS, *job, "--warmup_epochs", 1)
+
+
 def test_source_only_ignores_the_target(job: list[str]) -> None:
     result = run(DIGITS, *job, "--bitW", 32, "--src_only_flag", "--lr", 0.03)
     assert result.returncode == 0, result.stderr
