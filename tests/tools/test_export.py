@@ -21,7 +21,8 @@ from common.engine import checkpoint
 from common.engine.single_domain import run
 from common.engine.tasks import Task
 from common.errors import UserError
-from tests.conftest import REPOSITORY
+from common.models import build_model
+from tests.conftest import REPOSITORY, fill_by_name
 
 TEST_IMAGES = 40
 
@@ -136,6 +137,25 @@ def test_any_kind_of_image_is_prepared_as_in_evaluation(mode: str, tmp_path: Pat
     how = describe({"model": "resnet50_dsan", "img_size": 28, "bitW": 4}, 31).preprocessing
     assert (how["resize"], how["crop"]) == (32, 28)
     assert prepare([path], how).shape == (1, 3, 28, 28)
+
+
+def test_an_onnx_file_is_told_from_its_checkpoint_by_rounding_alone(
+    trained: Path, data: Path, tmp_path: Path, said: Said
+) -> None:
+    from evaluate import evaluate
+    from export import export
+
+    with pytest.raises(UserError, match="ours"):
+        export(checkpoint=str(trained), out=str(tmp_path / "lsq.onnx"), format="onnx")
+    state = fill_by_name(build_model("resnet20_quant", bitW=2, abitW=2)).state_dict()  # no sum on a threshold
+    torch.save({"state_dict_t": state}, tmp_path / "ours.pt")
+    typed = {"model": "resnet20_quant", "method": "ours", "bitW": 2, "abitW": 2}
+    for name, format in (("ours.onnx", "onnx"), ("ours.safetensors", "packed")):
+        export(checkpoint=str(tmp_path / "ours.pt"), out=str(tmp_path / name), format=format, **typed)
+    evaluate(
+        model=str(tmp_path / "ours.onnx"), against=str(tmp_path / "ours.safetensors"), demo=True, data_dir=str(data)
+    )
+    assert f"0 of {TEST_IMAGES} predictions differ" in said()
 
 
 @pytest.mark.parametrize(
