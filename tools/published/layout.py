@@ -4,25 +4,16 @@ import re
 from argparse import Namespace
 from pathlib import Path, PurePosixPath
 
+from runs.programs import programs
+
 from common.engine import checkpoint, recipes
 from common.engine.naming import PREFIXES, PUBLISHED_NAMES, file_of
-from common.engine.tasks import REPOSITORY, Task
+from common.engine.tasks import Task
 from common.errors import UserError
 from common.models import build_model
 
 SUFFIXES = (".pt", ".pth", ".tar")  # densenet_40.pt.tar is not an archive
-_SINGLE, _CROSS = REPOSITORY / "single_domain", REPOSITORY / "cross_domain"
-TASKS = {
-    task.name: task
-    for task in (
-        Task("resnet20", "single", _SINGLE / "resnet20", "resnet20_quant", "res20"),
-        Task("resnet56", "single", _SINGLE / "resnet56", "resnet56_quant", "res56"),
-        Task("densenet40", "single", _SINGLE / "densenet40", "densenet_40_quant", "dense"),
-        Task("dann_digits", "digits", _CROSS / "dann_digits" / "daq_crp", "MNISTmodel_quant"),
-        Task("dann_office", "dann", _CROSS / "dann_office" / "daq_crp", "resnet50_dann"),
-        Task("dsan_office", "dsan", _CROSS / "dsan_office" / "daq_crp", "resnet50_dsan"),
-    )
-}
+TASKS = {name: programs()[name][-1] for name in recipes.TABLES}  # with CRP, where a task has it
 
 
 def folder_of(task: Task, dest: Path | None = None) -> Path:
