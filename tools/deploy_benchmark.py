@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.fx.experimental.optimization import fuse  # noqa: E402
 
-from common.deploy.fast import fast_network  # noqa: E402
+from common.deploy.fast import CompiledNetwork, fast_network  # noqa: E402
 from common.deploy.graph import trace  # noqa: E402
 from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
@@ -40,10 +40,10 @@ def random_network(name: str, bits: int) -> tuple[nn.Module, int]:
     return model.eval(), size
 
 
-def float_network(name: str) -> nn.Module:
-    """The float32 network with BatchNorm folded into its convolutions, compiled with its weights as constants."""
+def float_network(name: str, image_shape: tuple[int, ...]) -> nn.Module:
+    """The float32 network with BatchNorm folded into its convolutions, compiled as the fast one is."""
     folded = fuse(trace(random_network(name, 32)[0])).to(memory_format=torch.channels_last)
-    return torch.compile(folded, options={"freezing": True})
+    return CompiledNetwork(folded, image_shape)
 
 
 def time_in_turn(runs: dict[str, Callable[[Tensor], Any]], images: Tensor, repeats: int) -> dict[str, list[float]]:
@@ -84,7 +84,7 @@ def main(
         for batch in numbers(batches):
             size = NETWORKS[name][1]
             images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
-            runs: dict[str, Callable[[Tensor], Any]] = {"float32": float_network(name)}
+            runs: dict[str, Callable[[Tensor], Any]] = {"float32": float_network(name, images.shape)}
             for k in numbers(bits):
                 runs[f"{k} bits"] = fast_network(random_network(name, k)[0], (batch, 3, size, size))
             milliseconds = time_in_turn(runs, images, repeats)

@@ -1,55 +1,51 @@
-"""A fast exact path on a CPU: torch's oneDNN int8 convolution, then CDF, rounding, addition and ReLU in one kernel.
+"""A fast exact path on a CPU: torch.compile with oneDNN's int8 convolutions, each with one fused kernel behind it.
 
 Every convolution but the first multiplies uint8 activations with int8 weights and returns float32, BatchNorm folded
-into its output scale and bias. The result is the trained network's but for float rounding on a threshold. Two cases
-pass 8 bits and stay exact:
-
-- 8-bit weights (2 c - 255 leaves int8) are 2 (c - 128) + 1: the sum is twice that of the int8 codes c - 128, plus the
-  sum of the inputs, which one more output channel of ones computes;
-- residual sums beyond 255 are split into a low and a high byte, each with a convolution of its own.
-
-Weights are packed when the network is built, for one input shape: packed for another, every call would reorder them.
+into its output scale and bias; CDF, rounding, residual addition and ReLU are one pass over that. The result is the
+trained network's but for float rounding on a threshold.
 """
 
-import functools
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch._inductor.config
 from torch import Tensor, fx, nn
 
+from common.deploy.fast_layers import BYTE, FirstLayer, Int8Layer, SumAndReLU
 from common.deploy.graph import trace
 from common.deploy.integer import Codes, Rewriter, Sums
-from common.deploy.integer_layers import weight_integers
 from common.errors import UserError
 from common.quantizers.alignq import AlignAct
 from common.quantizers.layers import QuantConv2d
-from common.quantizers.rounding import SQRT_HALF
 
-BYTE = 256
-Kind = str  # of a term in a fused sum: see ``fused_kernel``
+
+def fast_graph(network: nn.Module) -> fx.GraphModule:
+    """The network of "ours" in the layers of common.deploy.fast_layers: from (B, C, H, W) images to class logits.
+
+    Quantizers keep the network's names; theirs is the module that contains the convolution and gives the levels.
+
+    Raises:
+        UserError: as ``integer_network``; also a quantizer that does not follow a convolution of its own (DenseNet), or
+            that no ReLU follows.
+    """
+    return _FastRewriter(trace(network)).run()
 
 
 def fast_network(network: nn.Module, image_shape: tuple[int, int, int, int]) -> nn.Module:
-    """The network of "ours" on oneDNN's int8 convolutions: a module from images to class logits.
+    """``fast_graph``, compiled: some ten seconds for ResNet-20, half a minute for ResNet-50.
 
     Args:
         image_shape: (B, C, H, W) of the images it will get; others are refused.
     Raises:
-        UserError: as ``integer_network``; also a quantizer that does not follow a convolution of its own (DenseNet), or
-            a build of torch without oneDNN.
+        UserError: as ``fast_graph``, or a build of torch without oneDNN.
     """
     if not torch.backends.mkldnn.is_available():
         raise UserError("this build of torch has no oneDNN; the fast path needs it")
-    fast = FastNetwork(_FastRewriter(trace(network)).run(), image_shape)
-    fast(torch.zeros(image_shape))  # packs the weights, compiles the kernels
-    return fast
+    return CompiledNetwork(fast_graph(network), image_shape)
 
 
-class FastNetwork(nn.Module):
-    """Runs the rewritten graph on images of the one shape it was made for.
+class CompiledNetwork(nn.Module):
+    """A graph compiled by Inductor with its weights as constants, packed for images of one shape.
 
     Raises:
         ValueError: images of another shape.
@@ -57,127 +53,27 @@ class FastNetwork(nn.Module):
 
     def __init__(self, graph: fx.GraphModule, image_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.graph, self.image_shape = graph, tuple(image_shape)
+        self.image_shape = tuple(image_shape)
+        # cpp_wrapper: the calls between kernels are compiled too, a fifth of ResNet-20's time
+        self.compiled = torch.compile(graph, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
+        # the option "freezing" of torch.compile comes too late for its tracing, which leaves weights as inputs
+        with torch._inductor.config.patch(freezing=True):
+            self(torch.zeros(self.image_shape))
 
+    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape) != self.image_shape:
             raise ValueError(f"made for images {self.image_shape}, got {tuple(images.shape)}")
-        with torch.inference_mode():  # where the compiled kernels do not ask what a tensor is a view of
-            return self.graph(images)
-
-
-@functools.cache
-def fused_kernel(bits: int, kinds: tuple[Kind, ...], wide_output: bool) -> Callable[..., Tensor]:
-    """relu(sum of terms) as integers, compiled once for all shapes.
-
-    Args:
-        kinds: one per term. "codes": integers as they are. "sum": a pre-activation u, which becomes
-            2 round(n Phi(u)) - n. "two": u in two summands, of the low and the high bytes. "+ones": u still lacks its
-            last column times a vector of scales. All tensors are flat; with "+ones" they are (pixels, channels).
-        wide_output: int16 and not uint8.
-    """
-    n = 2**bits - 1
-
-    def kernel(*tensors: Tensor) -> Tensor:
-        left = list(tensors)
-        total: Any = 0
-        for kind in kinds:
-            value: Tensor = left.pop(0)
-            if kind.startswith("two"):
-                value = value + left.pop(0)
-            if kind.endswith("+ones"):
-                value = value[:, :-1] + value[:, -1:] * left.pop(0)
-            if kind != "codes":  # the operations of alignq.aligned_position
-                value = torch.round(torch.erf(value * SQRT_HALF) * (n / 2) + n / 2) * 2 - n
-            total = total + value
-        return total.clamp_min(0).to(torch.int16 if wide_output else torch.uint8)
-
-    return torch.compile(kernel, dynamic=True)
-
-
-@torch.compile(dynamic=True)
-def _bytes(x: Tensor) -> tuple[Tensor, Tensor]:
-    return (x & (BYTE - 1)).to(torch.uint8), (x >> 8).to(torch.uint8)
-
-
-class FirstLayer(nn.Module):
-    """The float convolution of the image, BatchNorm folded."""
-
-    kind: Kind = "sum"
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, conv: QuantConv2d, scale: Tensor, shift: Tensor) -> None:
-        super().__init__()
-        weight = conv.weight_quantizer(conv.weight).double() * scale[:, None, None, None]
-        self.register_buffer("weight", weight.float().contiguous(memory_format=torch.channels_last))
-        self.register_buffer("bias", shift.float())
-        self.geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        images = images.contiguous(memory_format=torch.channels_last)
-        return [F.conv2d(images, self.weight, self.bias, *self.geometry)]
-
-
-class Int8Layer(nn.Module):
-    """Convolution of integers with int8 weights, BatchNorm folded; gives the tensors of its ``kind``."""
-
-    def __init__(self, conv: QuantConv2d, scale: Tensor, shift: Tensor, high: int) -> None:
-        super().__init__()
-        weight = weight_integers(conv)
-        self.ones_scale = None
-        if weight.abs().max() > 127:
-            self.ones_scale = scale.float()
-            weight = torch.cat(((weight - 1) // 2, torch.ones_like(weight[:1])))
-            scale, shift = torch.cat((2 * scale, scale.new_ones(1))), torch.cat((shift, shift.new_zeros(1)))
-        self.kind: Kind = ("sum" if high < BYTE else "two") + ("" if self.ones_scale is None else "+ones")
-        self.weight, self.shift = weight.to(torch.int8), shift.float()
-        self.scales = [scale.float()] if high < BYTE else [scale.float(), BYTE * scale.float()]
-        self.zero_point = torch.zeros(len(scale), dtype=torch.int32)
-        stride, padding, dilation = (list(getattr(conv, key)) for key in ("stride", "padding", "dilation"))
-        self.geometry: Any = (stride, padding, dilation, conv.groups)
-        self.packed: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        parts = (x,) if len(self.scales) == 1 else _bytes(x)
-        if not self.packed:
-            prepack = torch.ops.onednn.qconv_prepack
-            self.packed = [prepack(self.weight, s, 1.0, 0, *self.geometry, list(x.shape)) for s in self.scales]
-        out = [
-            torch.ops.onednn.qconv_pointwise(
-                *(part, 1.0, 0, packed, scale, self.zero_point, self.shift if index == 0 else None),
-                *(*self.geometry, 1.0, 0, torch.float32, "none", [], ""),
-            )
-            for index, (part, packed, scale) in enumerate(zip(parts, self.packed, self.scales, strict=True))
-        ]
-        return out if self.ones_scale is None else [*out, self.ones_scale]
-
-
-class FusedSum(nn.Module):
-    """``fused_kernel`` on tensors in channels-last memory."""
-
-    def __init__(self, bits: int, kinds: tuple[Kind, ...], high: int) -> None:
-        super().__init__()
-        self.kernel = fused_kernel(bits, kinds, high >= BYTE)
-        self.flat = not any(kind.endswith("+ones") for kind in kinds)
-
-    def forward(self, *terms: Tensor | list[Tensor]) -> Tensor:
-        tensors = [one for term in terms for one in (term if isinstance(term, list) else [term])]
-        rows = [one.permute(0, 2, 3, 1) if one.ndim == 4 else one for one in tensors]  # channels last: contiguous
-        batch, height, width = rows[0].shape[:3]
-        shape = (-1,) if self.flat else (batch * height * width, -1)
-        flat = [one.reshape(shape) if one.ndim == 4 else one for one in rows]
-        return self.kernel(*flat).view(batch, height, width, -1).permute(0, 3, 1, 2)
+        return self.compiled(images.contiguous(memory_format=torch.channels_last))
 
 
 class _FastRewriter(Rewriter):
-    """Leaves quantizers and additions pending until the ReLU behind them, where one kernel computes all of it."""
+    """Puts every quantizer and its convolution into one layer, and every sum into the ReLU behind it."""
 
     def __init__(self, source: fx.GraphModule) -> None:
         super().__init__(source)
         self.convolutions: dict[fx.Node, tuple[fx.Node, QuantConv2d, int | None]] = {}
-        self.pending: dict[fx.Node, list[tuple[fx.Node, Kind]]] = {}
-        self.bits = 0
+        self.pending: dict[fx.Node, list[fx.Node]] = {}
 
     def integer_input(self, node: fx.Node) -> fx.Node:
         source = node.all_input_nodes[0]
@@ -217,27 +113,25 @@ class _FastRewriter(Rewriter):
         super().quantizer(node)  # for its checks and its meaning
         self.graph.erase_node(self.new[node])
         inputs, conv, high = self.convolutions[source]
-        layer = (
-            FirstLayer(conv, sums.scale, sums.shift) if high is None else Int8Layer(conv, sums.scale, sums.shift, high)
+        self.layers[str(node.target)] = (
+            FirstLayer(conv, sums.scale, sums.shift, act.bits)
+            if high is None
+            else Int8Layer(conv, sums.scale, sums.shift, high, act.bits)
         )
-        self.layers[str(node.target)] = layer
         self.new[node] = self.graph.call_module(str(node.target), (inputs,))
-        self.pending[node] = [(self.new[node], layer.kind)]
-        self.bits = act.bits
+        self.pending[node] = [self.new[node]]
 
     def add(self, node: fx.Node) -> None:
         super().add(node)
         self.graph.erase_node(self.new[node])
-        self.pending[node] = [
-            term for one in node.all_input_nodes for term in self.pending.get(one, [(self.new[one], "codes")])
-        ]
+        self.pending[node] = [term for one in node.all_input_nodes for term in self.pending.get(one, [self.new[one]])]
 
     def relu(self, node: fx.Node) -> None:
         codes, source = self.codes(node), node.all_input_nodes[0]
-        terms = self.pending.get(source, [(self.new.get(source), "codes")])
-        name = f"fused_{node.name}"
-        self.layers[name] = FusedSum(self.bits, tuple(kind for _, kind in terms), codes.high)
-        self.new[node] = self.graph.call_module(name, tuple(term for term, _ in terms))
+        terms = self.pending.get(source) or [self.new[source]]
+        name = f"sum_{node.name}"
+        self.layers[name] = SumAndReLU(codes.high)
+        self.new[node] = self.graph.call_module(name, tuple(terms))
         self.meaning[node] = replace(codes, low=0)
 
     def max_pool(self, node: fx.Node) -> None:
