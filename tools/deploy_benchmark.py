@@ -24,7 +24,10 @@ from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.models import build_model  # noqa: E402
 
-NETWORKS = {"resnet20": ("resnet20_quant", 32, {}), "resnet50": ("resnet50_dann", 224, {"quant_shortcut": True})}
+NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "resnet20": ("resnet20_quant", 32, {}),
+    "resnet50": ("resnet50_dann", 224, {"quant_shortcut": True}),
+}
 
 
 @torch.no_grad()
@@ -42,7 +45,7 @@ def random_network(name: str, bits: int) -> tuple[nn.Module, int]:
 
 def float_network(name: str, image_shape: tuple[int, ...]) -> nn.Module:
     """The float32 network with BatchNorm folded into its convolutions, compiled as the fast one is."""
-    folded = fuse(trace(random_network(name, 32)[0])).to(memory_format=torch.channels_last)
+    folded = fuse(trace(random_network(name, 32)[0]))
     return CompiledNetwork(folded, image_shape)
 
 

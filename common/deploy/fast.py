@@ -51,7 +51,7 @@ class CompiledNetwork(nn.Module):
         ValueError: images of another shape.
     """
 
-    def __init__(self, graph: fx.GraphModule, image_shape: tuple[int, ...]) -> None:
+    def __init__(self, graph: nn.Module, image_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)
         # cpp_wrapper: the calls between kernels are compiled too, a fifth of ResNet-20's time
@@ -142,6 +142,6 @@ class _FastRewriter(Rewriter):
         super().max_pool(node)
         codes = self.meaning[node]
         assert isinstance(codes, Codes)
-        dtype = torch.uint8 if codes.high < BYTE else torch.int16
+        dtype = torch.uint8 if codes.high < BYTE else torch.int32
         self.new[node] = self.graph.call_method("to", (self.new[node], dtype))
         self.new[node.all_input_nodes[0]] = source

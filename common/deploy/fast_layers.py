@@ -4,7 +4,6 @@ A convolution of dequantized uint8 with dequantized int8 weights is what Inducto
 weights are frozen; run eagerly, the same layers compute in float32. BatchNorm is folded into scale and bias.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,7 +63,7 @@ class FirstLayer(nn.Module):
 
 
 class Int8Layer(nn.Module):
-    """Convolution of integers in 0..``high`` (uint8, int16 beyond 255) with int8 weights, and its levels.
+    """Convolution of integers in 0..``high`` (uint8, int32 beyond 255) with int8 weights, and its levels.
 
     Two cases pass 8 bits and stay exact:
 
@@ -78,6 +77,7 @@ class Int8Layer(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    high_scale: Tensor
     sum_scale: Tensor
     bias: Tensor
     zero_point: Tensor
@@ -92,6 +92,8 @@ class Int8Layer(nn.Module):
             weight = (weight - 1) // 2
         self.register_buffer("weight", weight.to(torch.int8).contiguous(memory_format=torch.channels_last))
         self.register_buffer("scale", scale.float() * (2 if self.wide_weight else 1))
+        # of its own: Inductor knows a convolution as int8 only if nothing else dequantizes the same weights
+        self.register_buffer("high_scale", self.scale * BYTE)
         self.register_buffer("sum_scale", scale.float().view(1, -1, 1, 1))
         self.register_buffer("bias", shift.float())
         self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int64))
@@ -103,34 +105,34 @@ class Int8Layer(nn.Module):
 
     def pre_activation(self, x: Tensor) -> Tensor:
         if self.wide_input:
-            u = self._convolve((x & (BYTE - 1)).to(torch.uint8), 1.0, self.bias)
-            u = u + self._convolve((x >> 8).to(torch.uint8), float(BYTE), None)
+            u = self._convolve((x & (BYTE - 1)).to(torch.uint8), self.scale, self.bias)
+            u = u + self._convolve((x >> 8).to(torch.uint8), self.high_scale, None)
         else:
-            u = self._convolve(x, 1.0, self.bias)
+            u = self._convolve(x, self.scale, self.bias)
         return u + self._window_sum(x) * self.sum_scale if self.wide_weight else u
 
-    def _convolve(self, x: Tensor, x_scale: float, bias: Tensor | None) -> Tensor:
+    def _convolve(self, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         operations = torch.ops.quantized_decomposed
-        inputs = operations.dequantize_per_tensor(x, x_scale, 0, 0, BYTE - 1, torch.uint8)
-        weight = operations.dequantize_per_channel(self.weight, self.scale, self.zero_point, 0, -128, 127, torch.int8)
+        inputs = operations.dequantize_per_tensor(x, 1.0, 0, 0, BYTE - 1, torch.uint8)
+        weight = operations.dequantize_per_channel(self.weight, scale, self.zero_point, 0, -128, 127, torch.int8)
         return F.conv2d(inputs, weight, bias, *self.geometry)
 
     def _window_sum(self, x: Tensor) -> Tensor:
         """(B, 1, H', W') float32, exact: the sum of the inputs that each output pixel sees."""
         stride, padding, dilation, _ = self.geometry
         kernel = self.weight.shape[2:]
-        channels = x.sum(1, keepdim=True, dtype=torch.int32).float()
+        channels = x.float().sum(1, keepdim=True)
         if tuple(kernel) == (1, 1):
             return channels[:, :, :: stride[0], :: stride[1]]
         return F.conv2d(channels, torch.ones(1, 1, *kernel), None, stride, padding, dilation)
 
 
 class SumAndReLU(nn.Module):
-    """relu of a sum of levels and integers in 0..``high``: uint8, int16 beyond 255."""
+    """relu of a sum of levels and integers in 0..``high``: uint8, int32 beyond 255."""
 
     def __init__(self, high: int) -> None:
         super().__init__()
-        self.dtype = torch.uint8 if high < BYTE else torch.int16
+        self.dtype = torch.uint8 if high < BYTE else torch.int32
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         return sum(others, first.float()).clamp_min(0).to(self.dtype)
