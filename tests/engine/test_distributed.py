@@ -94,7 +94,7 @@ def _still(model: nn.Module) -> nn.Module:
 
 def _job(**options: Any) -> Any:
     values = {"print_freq": 100, "lr": 0.1, "lr_decay_steps": [], "lr_gamma": 0.1, "alpha": 0.0, "num_epochs": 1}
-    values |= {"epoch_length": "min", "src_only_flag": False, **options}
+    values |= {"epoch_length": "min", "src_only_flag": False, "warmup_epochs": 0, **options}
     silent = {"log": lambda text: None, "scalars": lambda *values: None, "last": Path("none")}
     return SimpleNamespace(options=argparse.Namespace(**values), **silent)
 
