@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.engine.observe import observe
 from common.quantizers.layers import QuantConv2d
 
 RESOLUTION = 1e-5  # relative to the largest magnitude; values closer than that are one level summed in another order
@@ -46,23 +47,11 @@ def measure(model: nn.Module, images: Tensor, *arguments: Any, float_above: int 
     """
     inputs: dict[str, int] = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = module.input_quantizer(args[0]) if isinstance(module, QuantConv2d) else args[0]
-            inputs[name] = distinct(x)
-
-        return hook
+    def look(name: str, module: Any, x: Tensor) -> None:
+        inputs[name] = distinct(module.input_quantizer(x) if isinstance(module, QuantConv2d) else x)
 
     convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in convolutions.items()]
-    training = model.training
-    model.eval()
-    try:
-        model(images, *arguments)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    observe(model, convolutions, look, images, *arguments)
 
     def weight_levels(module: nn.Conv2d) -> int | None:
         if not isinstance(module, QuantConv2d) or isinstance(module.weight_quantizer, nn.Identity):

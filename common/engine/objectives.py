@@ -1,6 +1,7 @@
 """What a cross-domain step minimises: DANN (Ganin et al., JMLR 2016) or DSAN (Zhu et al., TNNLS 2020), and CRP."""
 
 import argparse
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +16,7 @@ from common.engine.meters import cross_entropy
 Losses = dict[str, Tensor]
 
 
-class Objective:
+class Objective(ABC):
     """Losses of one step by their published names; "Train_loss" is the sum to descend on.
 
     Without target images (--src_only_flag, --warmup_epochs) the source's class loss, and CRP on the source, are left.
@@ -40,15 +41,16 @@ class Objective:
         total = torch.stack([self.weight(name, progress) * value for name, value in losses.items()]).sum()
         return {"Train_loss": total, **losses}, logits
 
+    @abstractmethod
     def losses(self, source: Tensor, labels: Tensor, target: Tensor | None, progress: float) -> tuple[Losses, Tensor]:
-        raise NotImplementedError
+        """The losses by name, and the source's class logits; arguments as of the call."""
 
     def weight(self, name: str, progress: float) -> float:
         return 1.0
 
+    @abstractmethod
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Class logits, and domain logits where the network has them."""
-        raise NotImplementedError
 
     def collect(self, domain: str) -> AbstractContextManager[None]:
         return self.crp.collect(domain) if self.crp is not None else nullcontext()

@@ -1,16 +1,14 @@
 """How far each alignment quantizer moves the relations between samples, measured on a trained network."""
 
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from common.admm.correlation import relation_shift
+from common.engine.observe import observe
 from common.quantizers.alignq import AlignAct
 
 
-@torch.no_grad()
 def measure(model: nn.Module, images: Tensor, *arguments: Any) -> dict[str, Any] | None:
     """Mean |D_ij| of every activation quantizer of "ours", in evaluation mode; None: the network has none.
 
@@ -27,18 +25,10 @@ def measure(model: nn.Module, images: Tensor, *arguments: Any) -> dict[str, Any]
         return None
     layers: list[dict[str, Any]] = []
 
-    def watch(name: str, site: Any, args: tuple[Tensor, ...]) -> None:
+    def look(name: str, site: Any, x: Tensor) -> None:
         grids = {"aligned": None, "quantized": site.grid}
-        shifts = {key: relation_shift(args[0], site.act_range, grid) for key, grid in grids.items()}
+        shifts = {key: relation_shift(x, site.act_range, grid) for key, grid in grids.items()}
         layers.append({"layer": name, **{key: float(shift.abs().mean()) for key, shift in shifts.items()}})
 
-    hooks = [site.register_forward_pre_hook(partial(watch, name)) for name, site in sites.items()]
-    training = model.training
-    model.eval()
-    try:
-        model(images, *arguments)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    observe(model, sites, look, images, *arguments)
     return {"images": len(images), "layers": layers}

@@ -1,5 +1,6 @@
 """The modules a network is built of: a convolution that quantizes its weight and input, and the quantizers' bases."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -55,7 +56,7 @@ class _Kept(torch.autograd.Function):
         return grad, None
 
 
-class LearnedScale(Quantizer):
+class LearnedScale(Quantizer, ABC):
     """A quantizer with one learned scale, kept positive and near where it began.
 
     State: the parameter ``scale``; the buffer ``reference``, its initial value (0: not initialised), and the buffer
@@ -81,9 +82,9 @@ class LearnedScale(Quantizer):
     def initialised(self) -> bool:
         return self._initialised
 
+    @abstractmethod
     def initial_scale(self, x: Tensor) -> Tensor:
         """The 0-dimensional initial value for data x, a detached float tensor."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def initialise(self, weight: Tensor) -> None:

@@ -1,6 +1,7 @@
 """LSQ, learned step size quantization (Esser et al., ICLR 2020, arXiv 1902.08153)."""
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -57,9 +58,9 @@ class _LSQQuantizer(LearnedScale):
         """2 E|x| / sqrt(Q_P) (section 2.1)."""
         return 2 * x.abs().mean(dtype=torch.float64) / math.sqrt(self.high)
 
+    @abstractmethod
     def features(self, x: Tensor) -> int:
         """N of the gradient's scale."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         gain = 1 / math.sqrt(max(self.features(x), 1) * self.high)
