@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.quantizers.layers import Quantizer, quantized_weights, weights_quantized_once
+from common.quantizers.layers import QuantConv2d, Quantizer, quantized_weights, weights_quantized_once
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 INDUCTOR = {"fallback_random": True}  # dropout draws the same masks as without --compile
@@ -41,7 +41,8 @@ class Acceleration:
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         if options.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._model, self._network = model, convolutions(model)
+        self._network = convolutions(model)
+        self._quantized = [module for module in model.modules() if isinstance(module, QuantConv2d)]
         self._uninitialised = [m for m in model.modules() if isinstance(m, Quantizer) and not m.initialised]
         settings: dict[str, Any] = {"options": INDUCTOR} if backend == "inductor" else {}
         self._compiled: Any = None
@@ -61,7 +62,7 @@ class Acceleration:
             self._network.forward, quantize = self._compiled, self._compiled_weights
         half = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         try:
-            with weights_quantized_once(self._model, quantize), half:
+            with weights_quantized_once(self._quantized, quantize), half:
                 yield
         finally:
             vars(self._network).pop("forward", None)

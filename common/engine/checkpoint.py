@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.quantizers.layers import QuantConv2d, Quantizer, WeightQuantizer
 
 STATE_KEYS = ("state_dict_t", "state_dict")
-RESUME_KEYS = ("optimizer_t", "scheduler_t", "random", "crp")  # what only a resumed run reads
+RESUME_KEYS = ("optimizer_t", "scheduler_t", "random", "crp", "crp_others", "amp")  # what only a resumed run reads
 LEFT_OUT = ("admm", ".opt.", "feature.fc.", "feature_layers.fc.")  # published entries that no network of ours has
 
 

@@ -50,10 +50,11 @@ def finish(objective: Objective, data: CrossData, job: Job, best: dict[str, Any]
     for line in effective_bits.summary_lines(levels) if options.bits != 32 else []:
         job.log(line)
     last = job.history()[-1]
-    confusions = {}
-    confusions["last"] = evaluate(objective, data.test["target"], job, 0, "target", log=False)[1]
-    model.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
-    confusions["best"] = evaluate(objective, data.test["target"], job, 0, "target", log=False)[1]
+    confusions = {"last": evaluate(objective, data.test["target"], job, 0, "target", log=False)[1]}
+    confusions["best"] = confusions["last"]
+    if best["epoch"] < options.num_epochs - 1:
+        model.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
+        confusions["best"] = evaluate(objective, data.test["target"], job, 0, "target", log=False)[1]
     per_class = {when: feature_map.per_class(counts, data.classes) for when, counts in confusions.items()}
     demo = "demo " if options.demo else ""
     source, target = options.pair

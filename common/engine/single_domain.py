@@ -235,8 +235,10 @@ def finish(
     )
     classes = data["test"].image_set.classes
     confusions = {"last": confusion_over(model, data["test"])}
-    model.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
-    confusions["best"] = confusion_over(model, data["test"])
+    confusions["best"] = confusions["last"]
+    if best["epoch"] < options.num_epochs - 1:
+        model.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
+        confusions["best"] = confusion_over(model, data["test"])
     summary = {
         "task": job.task.name,
         "model": options.model,

@@ -161,13 +161,12 @@ def quantized_weights(convolutions: Sequence[QuantConv2d]) -> list[Tensor]:
 
 
 @contextmanager
-def weights_quantized_once(model: nn.Module, quantize: Any = quantized_weights) -> Iterator[None]:
-    """Within it every weight is quantized once, however often the network runs: for passes between two optimizer steps.
+def weights_quantized_once(convolutions: Sequence[QuantConv2d], quantize: Any = quantized_weights) -> Iterator[None]:
+    """Within it each weight is quantized once, however often the network runs: for passes between two optimizer steps.
 
     Args:
         quantize: `quantized_weights`, or a compiled form of it.
     """
-    convolutions = [module for module in model.modules() if isinstance(module, QuantConv2d)]
     try:
         for convolution, weight in zip(convolutions, quantize(convolutions), strict=True):
             convolution.shared = weight

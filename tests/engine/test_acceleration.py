@@ -66,7 +66,7 @@ def test_weights_quantized_once_have_the_gradient_of_both_passes(method: str) ->
     conv.zero_grad()
     calls = []
     conv.weight_quantizer.register_forward_hook(lambda *_: calls.append(1))
-    with weights_quantized_once(conv):
+    with weights_quantized_once([conv]):
         total = conv(x).square().sum() + conv(y).square().sum()
     total.backward()
     assert len(calls) == 1
