@@ -21,7 +21,7 @@ from common.engine.cross_data import load_digits, load_office  # noqa: E402
 from common.engine.device import choose_device  # noqa: E402
 from common.engine.meters import Sums, precision  # noqa: E402
 from common.engine.options import parse  # noqa: E402
-from common.engine.single_domain import load_data  # noqa: E402
+from common.engine.single_data import load_data  # noqa: E402
 from common.engine.tasks import Task  # noqa: E402
 from common.errors import UserError  # noqa: E402
 

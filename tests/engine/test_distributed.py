@@ -21,7 +21,7 @@ from common.data import cifar10
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.demo.folder import MARKER
 from common.data.tensors import ImageSet, TensorBatches
-from common.engine import cross_domain, distributed, single_domain
+from common.engine import cross_domain, distributed, single_domain, single_evaluation
 from common.engine.acceleration import Acceleration
 from common.engine.cli import run_cleanly
 from common.engine.cross_data import DOMAINS, CrossData
@@ -154,7 +154,7 @@ def test_two_processes_take_the_step_of_one(step: Callable[[], tuple[dict, dict]
 def _evaluate() -> dict[str, float]:
     torch.manual_seed(0)
     batches = TensorBatches(image_set=_images("source", 24).image_set, batch_size=5, mean=0.5, std=0.5)
-    return single_domain.means_over(build_model("resnet20_quant"), batches)
+    return single_evaluation.means_over(build_model("resnet20_quant"), batches)
 
 
 def test_an_evaluation_dealt_out_has_the_result_of_one_process(pair: Any) -> None:
