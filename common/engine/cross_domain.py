@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.admm.crp import CRP, strength_note
 from common.engine import acceleration, distributed, feature_map
 from common.engine.acceleration import Acceleration
 from common.engine.backbone import IMAGENET, NONE, load_backbone
 from common.engine.cli import run_cleanly
-from common.engine.cross_data import DOMAINS, CrossData, cyclic, load_digits, load_office
+from common.engine.cross_data import CrossData, cyclic, load_digits, load_office
 from common.engine.cross_evaluation import evaluate, finish, test_only
 from common.engine.device import choose_device, seed_everything
 from common.engine.job import Job
@@ -21,13 +20,11 @@ from common.engine.meters import FiniteWatch, Sums, precision, progress_bar
 from common.engine.naming import name_files
 from common.engine.objectives import DANN, DSAN, Objective
 from common.engine.options import parse
+from common.engine.preservation import crp_state, make_crp, wants_crp
 from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
 from common.engine.start import load_source, make_model, scheme_options
 from common.engine.tasks import Task
-from common.errors import UserError
 from common.quantizers import make_scheme
-
-CRP_FLAGS = {"mu", "rho", "crp_weight", "crp_norm", "crp_on"}
 
 
 def main(task: Task, argv: Sequence[str] | None = None) -> None:
@@ -75,41 +72,6 @@ def model_arguments(options: argparse.Namespace, task: Task) -> dict[str, Any]:
     if task.kind == "digits":
         return {"img_size": options.img_size}
     return {"quant_shortcut": options.quant_shortcut}
-
-
-def wants_crp(options: argparse.Namespace, task: Task) -> bool:
-    """Whether the run preserves relations: in a task that has CRP, for "ours" with quantized activations.
-
-    Raises:
-        UserError: another method, or 32 bits with a CRP flag typed.
-    """
-    if not task.crp or options.test_only:
-        return False
-    if options.method == "ours" and options.abitW != 32:
-        return True
-    without = "leave the --crp flags out" if options.method == "ours" else "add --crp_weight 0"
-    asked = CRP_FLAGS & options.typed and options.crp_weight > 0
-    if asked or (options.method != "ours" and options.bits != 32 and options.crp_weight > 0):
-        what = f"--method {options.method}" if options.method != "ours" else f"--abitW {options.abitW}"
-        raise UserError(f"{what}: relation preservation (CRP) belongs to quantized activations of ours; {without}")
-    options.notes.append("without relation preservation: nothing is aligned in this run")
-    return False
-
-
-def make_crp(model: Any, options: argparse.Namespace, job: Job) -> CRP:
-    batch_size = options.train_batch_size // distributed.size()
-    if note := strength_note(batch_size, options.crp_weight):
-        job.log(note)
-    return CRP(
-        model.crp_sites(),
-        batch_size=batch_size,
-        mu=options.mu,
-        rho=options.rho,
-        weight=options.crp_weight,
-        norm=options.crp_norm,
-        on=options.crp_on,
-        domains=DOMAINS[:1] if options.src_only_flag else DOMAINS,
-    )
 
 
 def start_backbone(model: Any, options: argparse.Namespace, job: Job) -> bool:
@@ -176,12 +138,6 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
             state |= {"crp_others": others} if others else {}
         job.save(state, epoch, is_best)
     return finish(objective, data, job, best) if distributed.leave() else {}
-
-
-def crp_state(content: dict[str, Any]) -> dict[str, Any]:
-    """This process's CRP state in a checkpoint; the first one's where it was written by fewer processes."""
-    states = [content.get("crp", {}), *content.get("crp_others", [])]
-    return states[distributed.rank() if distributed.rank() < len(states) else 0]
 
 
 def train_one_epoch(
