@@ -26,9 +26,12 @@ class Grid:
         return torch.round(values * self.scale + self.offset)
 
     def values(self, codes: Tensor, out: Tensor | None = None) -> Tensor:
-        """The levels of ``codes``, in one pass over memory; written to ``out`` where given."""
-        lowest = torch.full((), -self.offset / self.scale, dtype=codes.dtype, device=codes.device)
-        return torch.add(lowest, codes, alpha=1 / self.scale, out=out)
+        """The levels of ``codes``; written to ``out`` where given.
+
+        Levels of opposite codes are opposite to the last bit, so that their sum is zero, and the ReLU behind a residual
+        sum has the same gradient however the sum was compiled.
+        """
+        return torch.sub(codes, self.offset, out=out).mul_(1 / self.scale)
 
 
 def exact_grid(bits: int, r: float) -> Grid:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.alignq import align_weight
+from common.quantizers.rounding import exact_grid
 
 WIDTHS = st.integers(2, 5)
 NUMBERS = st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=30)
@@ -47,3 +48,12 @@ def test_activation_levels_stay_in_the_methods_range(name, bits, numbers):
 def test_ours_is_blind_to_scale_and_shift_of_the_weights(scale, shift):
     w = torch.randn(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(align_weight(scale * (w + shift), None), align_weight(w, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("r", [1.0, 2.0])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_opposite_levels_cancel_to_the_last_bit(bits, r, dtype):
+    levels = exact_grid(bits, r).values(torch.arange(2**bits, dtype=dtype))
+    assert torch.equal(levels, -levels.flip(0)), "else the ReLU behind a residual sum decides by rounding noise"
+    assert levels[-1] == r
