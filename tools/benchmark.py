@@ -60,6 +60,7 @@ def benchmark(
         profile: print the five dearest operators of every kind as well.
         out: folder of the results (default: results/benchmark/NETWORK_DEVICE).
     """
+    torch._dynamo.config.recompile_limit = len(_known_kinds())  # the networks of all kinds share their compiled code
     names, ways = _listed("kinds", kinds, _known_kinds()), _listed("modes", modes, MODES)
     setting = _setting(network, bits, batch, img_size, device, channels_last, amp)
     rows: list[dict[str, Any]] = []

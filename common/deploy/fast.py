@@ -11,6 +11,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, fx, nn
 
+from common.compiling import compiler_faults
 from common.deploy.fast_layers import BYTE, FirstLayer, Int8Layer, SumAndReLU
 from common.deploy.graph import trace
 from common.deploy.integer import Codes, Rewriter, Sums
@@ -57,7 +58,7 @@ class CompiledNetwork(nn.Module):
         # cpp_wrapper: the calls between kernels are compiled too, a fifth of ResNet-20's time
         self.compiled = torch.compile(graph, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
         # the option "freezing" of torch.compile comes too late for its tracing, which leaves weights as inputs
-        with torch._inductor.config.patch(freezing=True):
+        with torch._inductor.config.patch(freezing=True), compiler_faults("the fast path needs a C++ compiler"):
             self(torch.zeros(self.image_shape))
 
     @torch.no_grad()

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.compiling import compiler_faults
 from common.errors import UserError
 from common.quantizers.layers import QuantConv2d, Quantizer, quantized_weights, weights_quantized_once
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WITHOUT = "get it a C++ compiler (g++ or clang++), or leave --compile out"
 INDUCTOR = {"fallback_random": True}  # dropout draws the same masks as without --compile
 
 
@@ -48,7 +50,9 @@ class Acceleration:
         self._compiled: Any = None
         if options.compile:
             self._compiled = torch.compile(self._network.forward, backend=backend, dynamic=False, **settings)
-            self._compiled_weights = torch.compile(quantized_weights, backend=backend, dynamic=False, **settings)
+            self._compiled_weights: Any = quantized_weights
+            if self._quantized:  # without any, dynamo would give the function up, for every other network too
+                self._compiled_weights = torch.compile(quantized_weights, backend=backend, dynamic=False, **settings)
 
     @contextmanager
     def forward(self, batch_size: int) -> Iterator[None]:
@@ -62,7 +66,7 @@ class Acceleration:
             self._network.forward, quantize = self._compiled, self._compiled_weights
         half = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         try:
-            with weights_quantized_once(self._quantized, quantize), half:
+            with compiler_faults(WITHOUT), weights_quantized_once(self._quantized, quantize), half:
                 yield
         finally:
             vars(self._network).pop("forward", None)

@@ -16,7 +16,7 @@ from common.engine.cross_data import CrossData, cyclic, load_digits, load_office
 from common.engine.cross_evaluation import evaluate, finish, test_only
 from common.engine.device import choose_device, seed_everything
 from common.engine.job import Job
-from common.engine.meters import FiniteWatch, Sums, precision, progress_bar
+from common.engine.meters import FiniteWatch, Pace, Sums, precision, progress_bar
 from common.engine.naming import name_files
 from common.engine.objectives import DANN, DSAN, Objective
 from common.engine.options import parse
@@ -160,9 +160,9 @@ def train_one_epoch(
     objective.model.train()
     alone = options.src_only_flag or epoch < options.warmup_epochs
     steps = len(data.train["source"]) if alone else data.steps(options.epoch_length)
-    source = cyclic(data.train["source"], epoch, steps)
-    target = None if alone else cyclic(data.train["target"], epoch, steps)
-    sums, watch = Sums(), FiniteWatch(data.train["source"].device)
+    sums, watch, pace = Sums(), FiniteWatch(data.train["source"].device), Pace()
+    source = pace.watch(cyclic(data.train["source"], epoch, steps))
+    target = None if alone else pace.watch(cyclic(data.train["target"], epoch, steps))
     last_good = f"the last good checkpoint is {job.last}" if job.last.exists() else "there is no checkpoint yet"
     lr = options.lr
     for step, (images, labels) in enumerate(progress_bar(source, f"epoch {epoch}", steps), start=1):
@@ -186,6 +186,7 @@ def train_one_epoch(
         if step % options.print_freq == 0 or step == steps:
             watch.check(epoch, last_good)
             report(sums, lr, epoch, step, steps, job)
+    job.log(f"epoch {epoch}: {pace}")
     mean = sums.mean()
     row: dict[str, Any] = {"lr": lr, "train": {k: v for k, v in mean.items() if not k.startswith("shift ")}}
     if crp is not None:

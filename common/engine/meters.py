@@ -1,6 +1,8 @@
 """Running sums that stay on the device until they are read, and the progress bar."""
 
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -54,6 +56,32 @@ def precision(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy in float32, also under autocast."""
     return F.cross_entropy(logits.float(), labels)
+
+
+class Pace:
+    """Of an epoch, from here on: how fast it goes, and how much of the time it waits for data."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._waited, self._images = 0.0, 0
+
+    def watch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of images and labels as they come; the time until each is there counts as waiting."""
+        remaining = iter(batches)
+        while True:
+            begin = time.perf_counter()
+            batch = next(remaining, None)
+            self._waited += time.perf_counter() - begin
+            if batch is None:
+                return
+            self._images += len(batch[0])
+            yield batch
+
+    def __str__(self) -> str:
+        """For the log, once the device has finished; images of all processes."""
+        seconds = time.perf_counter() - self._begin
+        speed, waiting = self._images * distributed.size() / seconds, 100 * self._waited / seconds
+        return f"{speed:.0f} images/s, {waiting:.1f} % of the time waiting for data"
 
 
 class FiniteWatch:

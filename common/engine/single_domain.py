@@ -13,7 +13,7 @@ from common.engine.acceleration import Acceleration
 from common.engine.cli import run_cleanly
 from common.engine.device import choose_device, seed_everything
 from common.engine.job import Job
-from common.engine.meters import FiniteWatch, Sums, cross_entropy, precision, progress_bar
+from common.engine.meters import FiniteWatch, Pace, Sums, cross_entropy, precision, progress_bar
 from common.engine.naming import name_files
 from common.engine.options import parse
 from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
@@ -116,9 +116,9 @@ def train_one_epoch(
     """
     model.train()
     batches.set_epoch(epoch)
-    sums, watch, steps = Sums(), FiniteWatch(batches.device), len(batches)
+    sums, watch, steps, pace = Sums(), FiniteWatch(batches.device), len(batches), Pace()
     last_good = f"the last good checkpoint is {job.last}" if job.last.exists() else "there is no checkpoint yet"
-    for step, (images, labels) in enumerate(progress_bar(batches, f"epoch {epoch}", steps), start=1):
+    for step, (images, labels) in enumerate(progress_bar(pace.watch(batches), f"epoch {epoch}", steps), start=1):
         with faster.forward(len(images)):
             logits = model(images)
         loss = cross_entropy(logits, labels)
@@ -135,4 +135,5 @@ def train_one_epoch(
                 f"Train_loss: {now['loss']:.4f} ({mean['loss']:.4f})\n"
                 f"Prec@1 {now['prec1']:.3f} ({mean['prec1']:.3f}), Prec@5 {now['prec5']:.3f} ({mean['prec5']:.3f})\n"
             )
+    job.log(f"epoch {epoch}: {pace}")
     return sums.mean()

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from common.admm.crp import CRP
 from common.engine.acceleration import Acceleration
 from common.engine.objectives import DANN
+from common.errors import UserError
 from common.models import build_model
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.layers import weights_quantized_once
@@ -95,6 +97,16 @@ def test_a_run_with_the_flags_trains_and_resumes_to_the_same_bits(tmp_path: Path
     state = torch.load(parts / last, weights_only=True)["state_dict_t"]
     assert state["layers.0.conv0.weight"].dtype == torch.float32
     assert state["layers.0.conv0.weight"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_missing_compiler_is_one_line(tmp_path: Path) -> None:
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": (None, str(tmp_path / "none")), "force_disable_caches": True}):
+        faster = Acceleration(flags(compile=True), model := nn.Sequential(nn.Linear(2, 2), nn.ReLU()), CPU, 4)
+        message = r"torch.compile failed: .*compiler.*; .* leave --compile out"
+        with pytest.raises(UserError, match=message), faster.forward(4):
+            model(torch.randn(4, 2))
 
 
 def test_float16_on_a_cpu_is_refused(tmp_path: Path) -> None:
