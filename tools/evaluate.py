@@ -32,13 +32,19 @@ DATA_FLAGS = (
 
 
 def evaluate(
-    *words: Any, model: str | None = None, against: str | None = None, network: str | None = None, **flags: Any
+    *words: Any,
+    model: str | None = None,
+    against: str | None = None,
+    network: str | None = None,
+    fast: bool = False,
+    **flags: Any,
 ) -> None:
     """Print top-1 and top-5 on the test set, of both domains in a cross-domain task.
 
     Args:
         model: the file. against: another of the same task; prints how many predictions and by how much logits differ.
         network: name of the network, for a checkpoint that does not record it.
+        fast: compile --model to int8 layers for this CPU (networks of ours); --against stays as it is.
         flags: for the data: --demo --data_dir --tgt_data_dir --download --src_data --tgt_data --train_split --seed
             --allow_partial --eval_batch_size --num_workers --device --gpus. What is not typed is as in the file's run,
             --demo apart. For a checkpoint also --method --bitW --abitW --act_range --levels --stage --img_size
@@ -49,7 +55,8 @@ def evaluate(
         raise UserError("expected --model FILE")
     typed = {"model": network, **{name: value for name, value in flags.items() if name in NETWORK_FLAGS}}
     wanted = {name: value for name, value in flags.items() if name in DATA_FLAGS}
-    files = [open_file(Path(str(path)), **typed) for path in (model, against) if path is not None]
+    files = [open_file(Path(str(model)), fast=fast, **typed)]
+    files += [open_file(Path(str(against)), **typed)] if against is not None else []
     first, last = files[0].description, files[-1].description
     for what in ("task", "arguments", "preprocessing"):
         if getattr(first, what) != getattr(last, what):

@@ -28,21 +28,31 @@ BATCH = 32
 
 
 @fire.decorators.SetParseFn(str)
-def predict(*images: str, model: str | None = None, top: str = "5", network: str | None = None, **flags: str) -> None:
+def predict(
+    *images: str,
+    model: str | None = None,
+    top: str = "5",
+    network: str | None = None,
+    fast: str = "False",
+    **flags: str,
+) -> None:
     """Print the most probable classes of each image.
 
     Args:
         images: image files of any format that Pillow reads, and folders of them.
         model: the file. top: how many classes.
         network: name of the network, for a checkpoint that does not record it; --bitW --abitW --method ... as well.
+        fast: compile the network to int8 layers for this CPU first (networks of ours): for many images.
     """
     refuse_unknown((), {name: value for name, value in flags.items() if name not in NETWORK_FLAGS})
     if model is None or not images:
         raise UserError("expected --model FILE IMAGE... or a folder of images")
     if not top.isdecimal() or int(top) < 1:
         raise UserError(f"--top {top}: expected a whole number, 1 or more")
+    if fast not in ("True", "False"):
+        raise UserError(f"--fast {fast}: expected True or False; alone it stands behind the images")
     paths = [path for image in images for path in _found(Path(image))]
-    file = open_file(Path(model), model=network, **flags)
+    file = open_file(Path(model), fast=fast == "True", model=network, **flags)
     print("\n".join([file.line(), *file.notes]))
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]

@@ -38,10 +38,8 @@ def fast_network(network: nn.Module, image_shape: tuple[int, int, int, int]) -> 
     Args:
         image_shape: (B, C, H, W) of the images it will get; others are refused.
     Raises:
-        UserError: as ``fast_graph``, or a build of torch without oneDNN.
+        UserError: as ``fast_graph`` and ``CompiledNetwork``.
     """
-    if not torch.backends.mkldnn.is_available():
-        raise UserError("this build of torch has no oneDNN; the fast path needs it")
     return CompiledNetwork(fast_graph(network), image_shape)
 
 
@@ -49,11 +47,14 @@ class CompiledNetwork(nn.Module):
     """A graph compiled by Inductor with its weights as constants, packed for images of one shape.
 
     Raises:
+        UserError: a build of torch without oneDNN, or no C++ compiler.
         ValueError: images of another shape.
     """
 
     def __init__(self, graph: nn.Module, image_shape: tuple[int, ...]) -> None:
         super().__init__()
+        if not torch.backends.mkldnn.is_available():
+            raise UserError("this build of torch has no oneDNN; the fast path needs it")
         self.image_shape = tuple(image_shape)
         # cpp_wrapper: the calls between kernels are compiled too, a fifth of ResNet-20's time
         self.compiled = torch.compile(graph, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})

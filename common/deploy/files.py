@@ -35,22 +35,48 @@ class Classifier:
         return f"{self.path}: {self.form}, {self.description.line()}"
 
 
-def open_file(path: Path, device: torch.device | str = "cpu", **typed: Any) -> Classifier:
+def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False, **typed: Any) -> Classifier:
     """Read a file by its suffix: .safetensors, .onnx, and anything else as a checkpoint.
 
     Args:
         device: where a checkpoint or a packed network computes; onnxruntime takes the CPU.
+        fast: compile a checkpoint or a packed network to the int8 layers of common.deploy.fast, on the CPU; the
+            first batch waits for that, and none may be larger.
         typed: flags for a checkpoint, as ``restore`` takes them.
     Raises:
-        UserError: the file cannot be read, or what reads it is not installed.
+        UserError: the file cannot be read, or what reads it is not installed, or the fast path does not know it.
     """
     if path.suffix == ONNX:
+        if fast:
+            raise UserError(f"{path}: --fast compiles a checkpoint or a packed file; onnxruntime runs an ONNX file")
         return _open_onnx(path)
+    notes: list[str] = []
     if path.suffix == PACKED:
-        network, description = packed.load(path)
-        return Classifier(path, "packed", _logits(network, description, device), description, [])
-    network, description, notes = restore(path, **typed)
-    return Classifier(path, "checkpoint", _logits(network, description, device), description, notes)
+        form, (network, description) = "packed", packed.load(path)
+    else:
+        form, (network, description, notes) = "checkpoint", restore(path, **typed)
+    if fast:
+        return Classifier(path, f"{form}, fast", _FastLogits(network), description, notes)
+    return Classifier(path, form, _logits(network, description, device), description, notes)
+
+
+class _FastLogits:
+    """Compiled at the first batch; smaller ones are filled up to its size."""
+
+    def __init__(self, network: nn.Module) -> None:
+        from common.deploy.fast import fast_graph  # its import brings Inductor, which takes a second
+
+        self.graph = fast_graph(network)  # refuses at once what it does not know
+        self.compiled: Any = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        from common.deploy.fast import CompiledNetwork
+
+        if self.compiled is None:
+            self.compiled = CompiledNetwork(self.graph, tuple(images.shape))
+        missing = self.compiled.image_shape[0] - len(images)
+        filled = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
+        return self.compiled(filled)[: len(images)]
 
 
 def _logits(network: nn.Module, description: Description, device: torch.device | str) -> Callable[[Tensor], Tensor]:

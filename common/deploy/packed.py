@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from common.deploy.description import Description
-from common.deploy.packing import code_bits, decode, encode, levels_of
+from common.deploy.packing import code_bits, decode, decoded, encode, levels_of
 from common.errors import UserError
 from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer
 
@@ -183,7 +183,7 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
         groups = tensors["scales"].split(_groups(parts, tensors["scales"]))
         for (name, layer), scales in zip(parts.packed.items(), groups, strict=True):
             layer.weight.copy_(decode(tensors[f"{name}.codes"], scales, tensors["levels"], layer.weight.shape))
-            layer.weight_quantizer = nn.Identity()
+            layer.weight_quantizer = decoded(layer.weight_quantizer)
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:

@@ -6,7 +6,7 @@ gives back its floats exactly (only a negative zero comes back as zero).
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.quantizers.alignq import AlignWeight
@@ -126,3 +126,19 @@ def decode(stream: Tensor, scales: Tensor, levels: Tensor, shape: torch.Size) ->
     if len(codes) and int(codes.max()) >= len(levels):
         raise ValueError(f"code {int(codes.max())} where there are {len(levels)} levels")
     return (levels[codes].view(len(scales), -1) * scales.unsqueeze(1)).view(shape)
+
+
+class DecodedAlignWeight(AlignWeight):
+    """In place of the quantizer of "ours" where the weights are its levels already; says which grid they lie on."""
+
+    def __init__(self, origin: AlignWeight) -> None:
+        WeightQuantizer.__init__(self, origin.bits)
+        self.grid, self.slope = origin.grid, None
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w
+
+
+def decoded(quantizer: nn.Module) -> nn.Module:
+    """What stands in a network for ``quantizer`` once ``decode`` has filled in its weights."""
+    return DecodedAlignWeight(quantizer) if isinstance(quantizer, AlignWeight) else nn.Identity()

@@ -1,13 +1,18 @@
 """The fast path: the trained network's codes, with bytes split and 8-bit weights too, through int8 convolutions."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
 
+from common.deploy import fast, packed
+from common.deploy.description import describe
 from common.deploy.fast import CompiledNetwork, fast_graph
 from common.deploy.fast_layers import Int8Layer, Levels, SumAndReLU
+from common.deploy.files import open_file
 from common.deploy.graph import ClassLogits
 from common.deploy.integer_layers import weight_integers
 from common.errors import UserError
@@ -65,6 +70,37 @@ def test_compiled_it_multiplies_in_int8() -> None:
     assert torch.equal(compiled(x.float()), net(x.float()))
     with pytest.raises(ValueError, match="made for images"):
         compiled(x[:1].float())
+
+
+def test_a_file_opened_fast_fills_small_batches_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    description = describe({"model": "MNISTmodel_quant", "bitW": 4, "abitW": 4}, 10)
+    torch.manual_seed(0)
+    network = description.build()
+    packed.save(network, description, tmp_path / "digits.safetensors")
+    shapes = []
+
+    class Uncompiled(nn.Module):
+        def __init__(self, graph: nn.Module, image_shape: tuple[int, ...]) -> None:
+            super().__init__()
+            self.graph, self.image_shape = graph, image_shape
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            shapes.append(tuple(x.shape))
+            return self.graph(x)
+
+    monkeypatch.setattr(fast, "CompiledNetwork", Uncompiled)
+    file = open_file(tmp_path / "digits.safetensors", fast=True)
+    x = torch.randn(5, 3, 28, 28)
+    assert "fast" in file.line()
+    whole, part = file.logits(x), file.logits(x[:2])
+    assert shapes == [(5, 3, 28, 28)] * 2
+    torch.testing.assert_close(part, whole[:2])
+    torch.testing.assert_close(whole, ClassLogits(network)(x), atol=2e-2, rtol=1e-2)
+
+
+def test_an_onnx_file_has_no_fast_path(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--fast compiles a checkpoint or a packed file"):
+        open_file(tmp_path / "network.onnx", fast=True)
 
 
 def test_quantizers_that_share_a_convolution_are_refused() -> None:
