@@ -139,6 +139,6 @@ class DecodedAlignWeight(AlignWeight):
         return w
 
 
-def decoded(quantizer: nn.Module) -> nn.Module:
+def decoded(quantizer: nn.Module) -> WeightQuantizer | nn.Identity:
     """What stands in a network for ``quantizer`` once ``decode`` has filled in its weights."""
     return DecodedAlignWeight(quantizer) if isinstance(quantizer, AlignWeight) else nn.Identity()
