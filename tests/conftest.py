@@ -34,6 +34,8 @@ def fill_by_name(model: torch.nn.Module) -> torch.nn.Module:
         if key.endswith("num_batches_tracked"):
             value.zero_()
             continue
+        if value.ndim == 0:  # a learned scale, which its first data set
+            continue
         drawn = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(value.shape))
         if key.endswith(("running_mean", "bias")):
             drawn = 0.1 * drawn

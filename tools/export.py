@@ -49,7 +49,7 @@ def export(
 
     Args:
         checkpoint: a model_best.pt or last.pt, or a published file. out: the file to write.
-        format: packed (.safetensors), or onnx (opset 21, for onnxruntime; networks quantized by ours).
+        format: packed (.safetensors), or onnx (opset 21, for onnxruntime).
         model: the network; flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut, as
             the programs have them. What is not typed is as in the checkpoint's run.
     """

@@ -57,11 +57,13 @@ def unpack(stream: Tensor, bits: int, count: int) -> Tensor:
     return (digits << torch.arange(bits, dtype=torch.int16)).sum(1, dtype=torch.int16)
 
 
-def levels_of(quantizer: WeightQuantizer) -> Tensor:
-    """The table of levels, (L,) float32 and ascending, before they are multiplied by a scale.
+def levels_of(quantizer: WeightQuantizer, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The table of levels, (L,) and ascending, before they are multiplied by a scale.
 
     2^k levels, 2^k - 1 for apot, 2^(k+1) - 1 for ``--levels published``.
 
+    Args:
+        dtype: float32 gives the levels that the network multiplies, float64 what these are the rounded values of.
     Raises:
         UserError: a quantizer of a method that is not listed here.
     """
@@ -71,15 +73,15 @@ def levels_of(quantizer: WeightQuantizer) -> Tensor:
             grid = quantizer.grid
             assert grid is not None
             n = 2**bits - 1
-            return grid.values(torch.arange(-n if grid.offset == 0 else 0, n + 1, dtype=torch.float32))
+            return grid.values(torch.arange(-n if grid.offset == 0 else 0, n + 1, dtype=dtype))
         case BinaryWeight() | DoReFaWeight(bits=1):
-            return torch.tensor([-1.0, 1.0])
+            return torch.tensor([-1.0, 1.0], dtype=dtype)
         case UniformWeight() | DoReFaWeight():
-            return exact_grid(bits, 1.0).values(torch.arange(2**bits, dtype=torch.float32))
+            return exact_grid(bits, 1.0).values(torch.arange(2**bits, dtype=dtype))
         case LSQWeight() | LLSQWeight():
-            return torch.arange(quantizer.low, quantizer.high + 1, dtype=torch.float32)
+            return torch.arange(quantizer.low, quantizer.high + 1, dtype=dtype)
         case APoTWeight():
-            return torch.cat((-quantizer.levels[1:].flip(0), quantizer.levels))
+            return torch.cat((-quantizer.levels[1:].flip(0), quantizer.levels)).to(dtype)
     raise UserError(f"weights of {type(quantizer).__name__} have no packed form; common/deploy/packing.py lists those")
 
 
@@ -97,23 +99,33 @@ def scales_of(quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(quantizer: WeightQuantizer, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """The packed codes and the scales of a layer's quantized weight.
+def codes_of(quantizer: WeightQuantizer, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes and the scales of a layer's quantized weight.
 
     Args:
         weight: (filters, ...) float32, as trained. levels: ``levels_of(quantizer)``.
     Returns:
-        (ceil(numel k / 8),) uint8, and (1,) or (filters,) float32.
+        Codes in weight's shape, int64, and scales, (1,) or (filters,) float32.
     Raises:
         ValueError: the quantized weight holds a value that is not among the levels, such as NaN.
     """
     values, scales = quantizer(weight), scales_of(quantizer, weight)
     table = scales.unsqueeze(1) * levels
-    codes = torch.searchsorted(table, values.reshape(len(scales), -1)).clamp_(max=len(levels) - 1)
-    stream = pack(codes, code_bits(levels))
-    if not torch.equal(decode(stream, scales, levels, values.shape), values):
+    codes = torch.searchsorted(table, values.reshape(len(scales), -1)).clamp_(max=len(levels) - 1).view_as(values)
+    if not torch.equal(from_codes(codes, scales, levels), values):
         raise ValueError("a quantized weight is not among its levels")
-    return stream, scales
+    return codes, scales
+
+
+def from_codes(codes: Tensor, scales: Tensor, levels: Tensor) -> Tensor:
+    """The quantized weight, in the codes' shape, that ``codes_of`` was given."""
+    return (levels[codes].view(len(scales), -1) * scales.unsqueeze(1)).view(codes.shape)
+
+
+def encode(quantizer: WeightQuantizer, weight: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """``codes_of`` with the codes packed: (ceil(numel k / 8),) uint8, and the scales."""
+    codes, scales = codes_of(quantizer, weight, levels)
+    return pack(codes, code_bits(levels)), scales
 
 
 def decode(stream: Tensor, scales: Tensor, levels: Tensor, shape: torch.Size) -> Tensor:
@@ -125,7 +137,7 @@ def decode(stream: Tensor, scales: Tensor, levels: Tensor, shape: torch.Size) ->
     codes = unpack(stream, code_bits(levels), shape.numel()).int()
     if len(codes) and int(codes.max()) >= len(levels):
         raise ValueError(f"code {int(codes.max())} where there are {len(levels)} levels")
-    return (levels[codes].view(len(scales), -1) * scales.unsqueeze(1)).view(shape)
+    return from_codes(codes.view(shape), scales, levels)
 
 
 class DecodedAlignWeight(AlignWeight):

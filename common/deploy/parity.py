@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from common.deploy.graph import trace
 from common.deploy.integer import integer_network
 from common.deploy.integer_layers import weight_integers
-from common.deploy.onnx import need, open_session
+from common.deploy.onnx import open_session
+from common.deploy.onnx_nodes import need
 from common.deploy.thresholds import Thresholds
 from common.quantizers.alignq import AlignAct, aligned_position
 from common.quantizers.layers import QuantConv2d, WeightQuantizer

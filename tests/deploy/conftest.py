@@ -21,7 +21,7 @@ def images(name: str, batch: int = 2) -> torch.Tensor:
 @functools.cache  # the exporters work on copies
 @torch.no_grad()
 def calibrated(name: str, bits: int, method: str = "ours", **arguments: object) -> nn.Module:
-    """A network whose BatchNorm statistics are those of random images, in evaluation mode."""
+    """A network whose BatchNorm statistics and learned scales are those of random images, in evaluation mode."""
     if name.startswith("resnet50"):
         arguments.setdefault("quant_shortcut", True)
     torch.manual_seed(0)

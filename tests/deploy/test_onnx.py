@@ -62,9 +62,9 @@ def test_torch_export_gives_the_same_logits_at_another_batch_size() -> None:
     assert torch.equal(program.module()(x), model(x))
 
 
-def test_another_method_is_refused() -> None:
-    with pytest.raises(UserError, match="--method ours"):
-        onnx_model(build_model("resnet20_quant", method="lsq", bitW=4, abitW=4), (3, 32, 32), {})
+def test_scales_that_were_never_set_are_refused() -> None:
+    with pytest.raises(UserError, match=r"layers\.0\.conv0\..*never set"):
+        onnx_model(build_model("resnet20_quant", method="lsq", bitW=32, abitW=4), (3, 32, 32), {})
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
