@@ -19,21 +19,26 @@ from torch import nn  # noqa: E402
 
 from common.deploy import packed  # noqa: E402
 from common.deploy.description import Description  # noqa: E402
-from common.deploy.files import ONNX, PACKED  # noqa: E402
+from common.deploy.files import ONNX, PACKED, PROGRAM  # noqa: E402
 from common.deploy.onnx import export_onnx  # noqa: E402
+from common.deploy.program import save_program  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
 from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 
 
 def save_onnx(network: nn.Module, description: Description, path: Path) -> None:
-    side = description.preprocessing["crop"]
-    export_onnx(network, path, (3, side, side), {"network": description.to_json()})
+    export_onnx(network, path, description.image_shape, {"network": description.to_json()})
+
+
+def save_pt2(network: nn.Module, description: Description, path: Path) -> None:
+    save_program(network, path, description.image_shape, {"network": description.to_json()})
 
 
 FORMATS: dict[str, tuple[str, Callable[..., None]]] = {  # suffix, and (network, description, path) -> file
     "packed": (PACKED, packed.save),
     "onnx": (ONNX, save_onnx),
+    "pt2": (PROGRAM, save_pt2),
 }
 
 
@@ -49,7 +54,8 @@ def export(
 
     Args:
         checkpoint: a model_best.pt or last.pt, or a published file. out: the file to write.
-        format: packed (.safetensors), or onnx (opset 21, for onnxruntime).
+        format: packed (.safetensors), onnx (opset 21, for onnxruntime), or pt2 (torch.export, float32; for
+            torch.export.load, which is for files one trusts).
         model: the network; flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut, as
             the programs have them. What is not typed is as in the checkpoint's run.
     """
@@ -60,7 +66,7 @@ def export(
         raise UserError(f"--format {format}: expected {' or '.join(FORMATS)}")
     suffix, write = FORMATS[format]
     source, path = Path(str(checkpoint)), Path(str(out))
-    if source.suffix in (PACKED, ONNX):
+    if source.suffix in (PACKED, ONNX, PROGRAM):
         raise UserError(f"--checkpoint {source}: already exported; expected a checkpoint such as model_best.pt")
     if path.suffix != suffix or path.is_dir():
         raise UserError(f"--out {path}: expected the name of a file that ends in {suffix}")

@@ -69,6 +69,12 @@ class Description:
         return use_of(self.model).kind
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image, preprocessed."""
+        side = int(self.preprocessing["crop"])
+        return 3, side, side
+
+    @property
     def demo(self) -> bool:
         return bool(self.data.get("demo"))
 

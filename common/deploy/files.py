@@ -13,7 +13,7 @@ from common.deploy.description import Description, class_logits
 from common.deploy.restore import restore
 from common.errors import UserError
 
-PACKED, ONNX = ".safetensors", ".onnx"
+PACKED, ONNX, PROGRAM = ".safetensors", ".onnx", ".pt2"
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,14 @@ def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False
             first batch waits for that, and none may be larger.
         typed: flags for a checkpoint, as ``restore`` takes them.
     Raises:
-        UserError: the file cannot be read, or what reads it is not installed, or the fast path does not know it.
+        UserError: the file cannot be read, what reads it is not installed, the fast path does not know it, or it is a
+            .pt2: reading one may run what it holds.
     """
+    if path.suffix == PROGRAM:
+        raise UserError(
+            f"{path}: a program of torch.export, which may run what it holds when it is loaded, so it is not opened "
+            "here; expected a checkpoint, a .safetensors or a .onnx file"
+        )
     if path.suffix == ONNX:
         if fast:
             raise UserError(f"{path}: --fast compiles a checkpoint or a packed file; onnxruntime runs an ONNX file")

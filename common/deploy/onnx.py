@@ -4,7 +4,6 @@ Weights are stored as codes, UINT4 up to 4 bits and UINT8 above, followed by wha
 (common.deploy.onnx_quantizers). The output of every activation quantizer carries the quantizer's name.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from common.deploy.graph import trace
 from common.deploy.onnx_graph import GraphWriter
 from common.deploy.onnx_nodes import need
+from common.deploy.writing import write_whole
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear
 IR_VERSION = 10  # that opset's
@@ -32,13 +32,7 @@ def export_onnx(
             does not know.
         onnx.checker.ValidationError: a defect of this export.
     """
-    model = onnx_model(network, image_shape, metadata or {})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(model.SerializeToString())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, onnx_model(network, image_shape, metadata or {}).SerializeToString())
 
 
 def onnx_model(network: nn.Module, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> Any:
