@@ -1,103 +1,174 @@
-"""Do the deployed forms of a network compute what was trained? Fake-quantized, integer and ONNX, side by side.
+"""Do the deployed forms of a network compute what was trained? Layer by layer on identical codes, and on test images.
 
-python tools/parity.py --checkpoint experiment/ours/res20_4bit/checkpoint/model_best.pt --data_dir data
+    python tools/parity.py --checkpoint job/checkpoint/model_best.pt
+
+Of every form it says how many activation codes differ from the fake-quantized network's and from float64's, and how
+many of those float32 rounding does not explain (common/deploy/rounding_error.py derives the bound): expect 0.
 """
 
 import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 import torch  # noqa: E402
-from torch import nn  # noqa: E402
+from evaluate import DATA_FLAGS, test_sets  # noqa: E402
+from export import refuse_unknown  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
-from common.data import cifar10  # noqa: E402
-from common.data.demo import cifar10 as demo_cifar10  # noqa: E402
-from common.data.locate import data_folder  # noqa: E402
-from common.data.tensors import TensorBatches  # noqa: E402
+from common.deploy import packed  # noqa: E402
+from common.deploy.description import Description  # noqa: E402
+from common.deploy.files import PACKED, Classifier  # noqa: E402
 from common.deploy.graph import ClassLogits  # noqa: E402
 from common.deploy.integer import integer_network  # noqa: E402
 from common.deploy.onnx import onnx_model, open_session  # noqa: E402
-from common.deploy.parity import LayerParity, compare_layers, compare_onnx_layers  # noqa: E402
-from common.engine import checkpoint  # noqa: E402
+from common.deploy.parity import (  # noqa: E402
+    LayerParity,
+    compare,
+    compare_integer,
+    compare_onnx,
+    compare_unfed,
+    references,
+    total,
+)
+from common.deploy.program import exported_program  # noqa: E402
+from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
 from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
-from common.models import build_model  # noqa: E402
 
-SCHEME = ("method", "bitW", "abitW", "act_range", "levels")
-LAYER_IMAGES = 8
+LARGE = 64  # side of an image from which on fewer are compared layer by layer
 
 
-def load(path: Path) -> tuple[nn.Module, bool]:
-    """The network of a single-domain checkpoint, by the configuration it carries, and whether it saw demo data."""
-    config = checkpoint.read(path).get("config") or {}
-    model_name = config.get("target_model")
-    if model_name is None or any(key not in config for key in SCHEME):
-        raise UserError(f"{path}: carries no configuration of a single-domain run; expected a model_best.pt of one")
-    model = build_model(model_name, **{key: config[key] for key in SCHEME})
-    checkpoint.load_weights(model, path, config["method"])
-    return model.eval(), bool(config.get("demo"))
+@dataclass(frozen=True)
+class Form:
+    """A form of the network: images to logits, and its codes compared layer by layer, if it shows them."""
 
-
-def report(name: str, rows: list[LayerParity]) -> None:
-    different, codes = sum(row.different for row in rows), sum(row.codes for row in rows)
-    worst = max(rows, key=lambda row: row.different / row.codes)
-    print(
-        f"{name}: {different} of {codes} codes differ ({100 * different / codes:.5f} %) in {len(rows)} layers; most in "
-        f"{worst.layer}, {worst.different} of {worst.codes}; at most {max(row.distance for row in rows):.1e} of a step "
-        "from the threshold"
-    )
+    logits: Callable[[Tensor], Tensor]
+    layers: list[LayerParity]
 
 
 @torch.no_grad()
-def main(checkpoint: str, data_dir: str | None = None, images: int = 0, layers: bool = False) -> None:
-    """Compare on the test set of the checkpoint's run (CIFAR-10, or its demo stand-in).
+def parity(
+    *words: Any,
+    checkpoint: str | None = None,
+    model: str | None = None,
+    images: int = 0,
+    layer_images: int = 0,
+    layers: bool = False,
+    **flags: Any,
+) -> None:
+    """Compare on the test set of the checkpoint's run, in a cross-domain task the target's.
 
     Args:
-        images: how many test images; 0: all. layers: also print every layer.
+        checkpoint: a model_best.pt or last.pt, or a published file. images: how many test images; 0: all.
+        layer_images: how many of them layer by layer; 0: 8 of up to 64 x 64 pixels, 2 of larger ones.
+        layers: also print every layer. model: the network, for a checkpoint that does not record it.
+        flags: --demo --data_dir ... as tools/evaluate.py has them, --method --bitW ... as tools/export.py. What is not
+            typed is as in the checkpoint's run.
     """
-    network, demo = load(Path(checkpoint))
-    folder = data_folder(data_dir, REPOSITORY, "demo" if demo else "cifar10")
-    root = demo_cifar10.write(folder / "demo" / "cifar10") if demo else folder / "cifar10"
-    test = cifar10.load(root, download=False)[1]
-    batches = TensorBatches(image_set=test, batch_size=100, mean=cifar10.MEAN, std=cifar10.STD, seed=0, shuffle=False)
-    word = "demo " if demo else ""
+    refuse_unknown(words, {name: value for name, value in flags.items() if name not in NETWORK_FLAGS + DATA_FLAGS})
+    if checkpoint is None:
+        raise UserError("expected --checkpoint FILE")
+    path = Path(str(checkpoint))
+    typed = {name: value for name, value in flags.items() if name in NETWORK_FLAGS}
+    network, description, notes = restore(path, model=model, **typed)
+    plain = Form(ClassLogits(network).eval(), [])
+    data = {"demo": description.demo} | {name: value for name, value in flags.items() if name in DATA_FLAGS}
+    sets, demo = test_sets(Classifier(path, "checkpoint", plain.logits, description, notes), data)
+    name, batches = next(iter(sets.items()))
+    print("\n".join([f"{path}: {description.line()}", *notes]))
 
-    sample = next(iter(batches))[0][:LAYER_IMAGES]
-    proto = onnx_model(network, (3, 32, 32), {})
-    rows = compare_layers(network, sample)
-    print(
-        f"layer by layer, identical input codes, {len(sample)} {word}test images, against the fake-quantized network:"
-    )
-    report("integer", rows)
-    report("integer, fake-quantized in float64", compare_layers(network, sample, float64=True))
-    report("ONNX", compare_onnx_layers(network, proto, sample))
-    for row in rows if layers else []:
-        print(f"  {row.layer}: {row.different} of {row.codes}")
+    count = int(layer_images) or (8 if description.image_shape[1] <= LARGE else 2)
+    sample = next(iter(batches))[0][:count].cpu()
+    forms, absent = forms_of(network, description, sample)
+    truth, logits = run_all(forms, batches, int(images))
+    print(f"{len(truth)} {demo}images of {name}; codes layer by layer on {len(sample)} of them\n")
+    print("\n".join(table(forms, absent, truth, logits)))
+    for form, its in forms.items() if layers else ():
+        for row in its.layers:
+            print(f"  {form}, {row.layer}: {row.different} of {row.codes} differ, {row.from_float64} from float64")
 
-    session = open_session(proto.SerializeToString(), torch.get_num_threads())
-    forms = {
-        "fake-quantized": ClassLogits(network).eval(),
-        "integer": integer_network(network),
-        "ONNX": lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]),
+
+def forms_of(network: nn.Module, description: Description, sample: Tensor) -> tuple[dict[str, Form], dict[str, str]]:
+    """Every form by name, and of those that this network does not have the reason."""
+    expected = references(network, sample)
+
+    def fake_quantized() -> Form:
+        return Form(ClassLogits(network).eval(), [compare(name, own.codes, own) for name, own in expected.items()])
+
+    def from_packed() -> Form:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"network{PACKED}"
+            packed.save(network, description, path)
+            loaded, _ = packed.load(path)
+        return Form(ClassLogits(loaded).eval(), compare_unfed(loaded, sample, expected))
+
+    def integer() -> Form:
+        return Form(integer_network(network), compare_integer(network, sample, expected))
+
+    def onnx() -> Form:
+        proto = onnx_model(network, description.image_shape, {})
+        session = open_session(proto.SerializeToString(), torch.get_num_threads())
+        rows = compare_onnx(network, proto, sample, expected)
+        return Form(lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), rows)
+
+    def program() -> Form:
+        return Form(exported_program(network, description.image_shape).module(), [])
+
+    makers = {
+        "fake-quantized": fake_quantized,
+        "packed": from_packed,
+        "integer": integer,
+        "ONNX": onnx,
+        "torch.export": program,
     }
-    classes: dict[str, list[torch.Tensor]] = {name: [] for name in forms}
-    labels: list[torch.Tensor] = []
+    forms, absent = {}, {}
+    for name, make in makers.items():
+        try:
+            forms[name] = make()
+        except UserError as error:
+            absent[name] = str(error)
+    return forms, absent
+
+
+def run_all(forms: dict[str, Form], batches: Any, images: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Labels, and logits by form, of the first ``images`` images (0: all)."""
+    logits: dict[str, list[Tensor]] = {name: [] for name in forms}
+    labels: list[Tensor] = []
     for x, y in batches:
         if images and sum(map(len, labels)) >= images:
             break
-        labels.append(y)
+        labels.append(y.cpu())
         for name, form in forms.items():
-            classes[name].append(form(x).argmax(1))
-    truth, reference = torch.cat(labels), torch.cat(classes["fake-quantized"])
-    print(f"\n| form | {word}top-1 (%) | same class (%) |\n|---|---:|---:|")
-    for name, parts in classes.items():
-        found = torch.cat(parts)
-        top1, same = (100 * (found == other).double().mean() for other in (truth, reference))
-        print(f"| {name} | {top1:.2f} | {same:.2f} |")
-    print(f"\n{len(truth)} {word}test images")
+            logits[name].append(form.logits(x.cpu()))
+    return torch.cat(labels), {name: torch.cat(parts) for name, parts in logits.items()}
+
+
+def table(forms: dict[str, Form], absent: dict[str, str], truth: Tensor, logits: dict[str, Tensor]) -> list[str]:
+    """A row for each form, in Markdown; then why the other forms are not there."""
+    head = ("form", "top-1 (%)", "same class (%)", "largest logit difference")
+    head += ("codes that differ", "from float64", "not explained by float32")
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    reference = logits["fake-quantized"]
+    for name, own in logits.items():
+        found = own.argmax(1)
+        top1, same = (100 * float((found == other).double().mean()) for other in (truth, reference.argmax(1)))
+        cells = [name, f"{top1:.2f}", f"{same:.2f}", f"{float((own - reference).abs().max()):.2g}"]
+        rows = forms[name].layers
+        if rows:
+            whole = total(name, rows)
+            shares = (f"{n} ({100 * n / whole.codes:.4f} %)" for n in (whole.different, whole.from_float64))
+            cells += [*shares, f"{whole.unexplained} of {whole.codes}"]
+        else:
+            cells += [""] * 3
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines + [f"no {name} form: {why}" for name, why in absent.items()]
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(parity)

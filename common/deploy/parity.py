@@ -1,136 +1,173 @@
 """Layer by layer on identical input codes: where do two forms of a network disagree, and is it float rounding?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from common.deploy.activations import codes_of, has_codes
 from common.deploy.graph import trace
 from common.deploy.integer import integer_network
-from common.deploy.integer_layers import weight_integers
 from common.deploy.onnx import open_session
 from common.deploy.onnx_nodes import need
+from common.deploy.rounding_error import bounded_positions
 from common.deploy.thresholds import Thresholds
-from common.quantizers.alignq import AlignAct, aligned_position
-from common.quantizers.layers import QuantConv2d, WeightQuantizer
+from common.quantizers.layers import QuantAct
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the fake-quantized network gives at one activation quantizer.
+
+    Attributes:
+        values, codes: its levels, float32, and their codes, int32.
+        float64: the codes in float64 arithmetic, the layer given the same input codes.
+        distance: how far the real-valued code in float64 lies from a threshold, in steps of the code.
+        near: whether that is within what float32 rounding can move it (common.deploy.rounding_error).
+    """
+
+    values: Tensor
+    codes: Tensor
+    float64: Tensor
+    distance: Tensor
+    near: Tensor
 
 
 @dataclass(frozen=True)
 class LayerParity:
-    """Of one activation quantizer.
+    """Of one activation quantizer, or of several.
 
     Attributes:
-        codes: how many were compared. different: how many of them differ.
-        distance: of the differing ones, how far the fake-quantized network's real-valued code lies from the threshold
-            at most, in steps of the code; float rounding is about n 2^-24 times a few.
+        codes: how many were compared. different: how many of them differ from the fake-quantized network's.
+        from_float64: how many differ from float64's.
+        distance: of those that differ from either, how far the real-valued code lies from the threshold at most, in
+            steps of the code.
+        unexplained: how many of those lie farther than float32 rounding explains.
     """
 
     layer: str
     codes: int
     different: int
+    from_float64: int
     distance: float
+    unexplained: int
 
 
-@torch.no_grad()
-def fake_quantized_codes(source: fx.GraphModule, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of every activation quantizer of a traced network: its codes in 0..n, int32, and the same before rounding."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+def run_watched(graph: nn.Module, images: Tensor, which: Callable[[nn.Module], bool], watch: Any) -> None:
+    """Run with ``watch(name, layer, output)`` at some of the layers; what it returns replaces the output."""
 
-    def watch(name: str) -> Any:
-        def hook(module: AlignAct, args: tuple[Tensor], out: Tensor) -> None:
-            assert module.grid is not None
-            position = aligned_position(args[0].clone(), module.act_range, module.grid)
-            found[name] = (module.grid.codes(out).to(torch.int32), position)
+    def hook(name: str) -> Any:
+        return lambda layer, args, out: watch(name, layer, out)
 
-        return hook
-
-    return _run_with_hooks(source, images, AlignAct, watch, found)
-
-
-def in_float64(source: fx.GraphModule) -> fx.GraphModule:
-    """The traced network with the same weight levels, computing in float64; changes ``source``."""
-    for name, layer in list(source.named_modules()):
-        if isinstance(layer, QuantConv2d):
-            names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-            arguments: dict[str, Any] = {key: getattr(layer, key) for key in names}
-            conv = nn.Conv2d(**arguments, bias=layer.bias is not None)
-            assert isinstance(layer.weight_quantizer, WeightQuantizer)
-            n = 2**layer.weight_quantizer.bits - 1
-            conv.double().weight = nn.Parameter(weight_integers(layer).double() / n, requires_grad=False)
-            if layer.bias is not None:
-                conv.bias = nn.Parameter(layer.bias.double(), requires_grad=False)
-            parent, _, leaf = name.rpartition(".")
-            setattr(source.get_submodule(parent), leaf, conv)
-    return source.double()
-
-
-@torch.no_grad()
-def compare_layers(network: nn.Module, images: Tensor, float64: bool = False) -> list[LayerParity]:
-    """Fake-quantized against integer, every layer of the latter fed with the former's codes.
-
-    Args:
-        network: of "ours". images: (B, C, H, W), normalised.
-        float64: let the fake-quantized network compute in float64; differences that remain are not float32's.
-    Returns:
-        One entry per activation quantizer, in order.
-    """
-    source = trace(network)
-    expected = fake_quantized_codes(*((in_float64(source), images.double()) if float64 else (source, images)))
-    rows: dict[str, LayerParity] = {}
-
-    def watch(name: str) -> Any:
-        def hook(module: Thresholds, args: tuple[Tensor], out: Tensor) -> Tensor:
-            codes, position = expected[name]
-            n = 2**module.bits - 1
-            rows[name] = compare_codes(name, (out + n) // 2, codes, position)
-            return 2 * codes - n  # what the next layers are given
-
-        return hook
-
-    _run_with_hooks(integer_network(network), images, Thresholds, watch, rows)
-    return list(rows.values())
-
-
-def compare_codes(name: str, codes: Tensor, expected: Tensor, position: Tensor) -> LayerParity:
-    different = codes != expected
-    off = ((position - position.floor()) - 0.5).abs()[different]
-    return LayerParity(name, codes.numel(), int(different.sum()), float(off.max()) if len(off) else 0.0)
-
-
-def _run_with_hooks(graph: fx.GraphModule, images: Tensor, kind: type[nn.Module], watch: Any, found: dict) -> dict:
-    hooks = [
-        module.register_forward_hook(watch(name)) for name, module in graph.named_modules() if isinstance(module, kind)
-    ]
+    hooks = [layer.register_forward_hook(hook(name)) for name, layer in graph.named_modules() if which(layer)]
     try:
         graph(images)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+        for one in hooks:
+            one.remove()
 
 
 @torch.no_grad()
-def compare_onnx_layers(network: nn.Module, model: Any, images: Tensor) -> list[LayerParity]:
-    """Fake-quantized against an ONNX model, every layer of the latter fed with the former's codes.
+def quantized_values(source: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """The output of every activation quantizer of a traced network by name, in order."""
+    values: dict[str, Tensor] = {}
+    run_watched(source, images, has_codes, lambda name, layer, out: values.update({name: out}))
+    return values
+
+
+@torch.no_grad()
+def references(network: nn.Module, images: Tensor) -> dict[str, Reference]:
+    """Of every activation quantizer by name, in order; images (B, C, H, W), normalised."""
+    source = trace(network)
+    values = quantized_values(source, images)
+    codes = {name: codes_of(act_of(source, name), out) for name, out in values.items()}
+    found = {}
+    for name, bounded in bounded_positions(source, images, codes).items():
+        distance = (bounded.value - bounded.value.floor() - 0.5).abs()
+        near = distance <= bounded.error
+        exact = bounded.value.round().to(torch.int32)
+        found[name] = Reference(values[name], codes[name], exact, distance.float(), near)
+    return found
+
+
+def act_of(source: nn.Module, name: str) -> QuantAct:
+    act = source.get_submodule(name)
+    assert isinstance(act, QuantAct)
+    return act
+
+
+def compare(name: str, codes: Tensor, reference: Reference) -> LayerParity:
+    different, off = codes != reference.codes, codes != reference.float64
+    either = different | off
+    return LayerParity(
+        name,
+        codes.numel(),
+        int(different.sum()),
+        int(off.sum()),
+        float(reference.distance[either].max()) if either.any() else 0.0,
+        int((either & ~reference.near).sum()),
+    )
+
+
+def total(name: str, rows: list[LayerParity]) -> LayerParity:
+    """All layers as one."""
+    codes, different, from_float64, unexplained = (
+        sum(getattr(row, what) for row in rows) for what in ("codes", "different", "from_float64", "unexplained")
+    )
+    distance = max((row.distance for row in rows), default=0.0)
+    return LayerParity(name, codes, different, from_float64, distance, unexplained)
+
+
+def compare_unfed(network: nn.Module, images: Tensor, expected: dict[str, Reference]) -> list[LayerParity]:
+    """Another network with the same quantizers, from the images on: for forms that must be exact."""
+    source = trace(network)
+    values = quantized_values(source, images)
+    return [compare(name, codes_of(act_of(source, name), out), expected[name]) for name, out in values.items()]
+
+
+@torch.no_grad()
+def compare_integer(network: nn.Module, images: Tensor, expected: dict[str, Reference]) -> list[LayerParity]:
+    """The integer form, every layer of it fed with the fake-quantized network's codes.
+
+    Args:
+        network: of "ours". expected: ``references(network, images)``.
+    Returns:
+        One entry per activation quantizer, in order.
+    """
+    rows = []
+
+    def watch(name: str, layer: Any, out: Tensor) -> Tensor:
+        n = 2**layer.bits - 1
+        rows.append(compare(name, (out + n) // 2, expected[name]))
+        return 2 * expected[name].codes - n  # what the next layers are given
+
+    run_watched(integer_network(network), images, lambda layer: isinstance(layer, Thresholds), watch)
+    return rows
+
+
+@torch.no_grad()
+def compare_onnx(network: nn.Module, model: Any, images: Tensor, expected: dict[str, Reference]) -> list[LayerParity]:
+    """An ONNX model, every layer of it fed with the fake-quantized network's codes.
 
     Args:
         model: the ModelProto of ``onnx_model`` or of a loaded file. It is cut open at every activation quantizer: its
             output becomes an output of the model, and those who read it read a new input instead.
+        expected: ``references(network, images)``.
     """
-    expected = fake_quantized_codes(source := trace(network), images)
-    acts: dict[str, Any] = {name: source.get_submodule(name) for name in expected}
+    source = trace(network)
     cut = type(model).FromString(model.SerializeToString())
     for node in cut.graph.node:
         node.input[:] = [f"{name}:given" if name in expected else name for name in node.input]
     helper = need("onnx").helper
-    for name, (codes, _) in expected.items():
-        shape = ["batch", *codes.shape[1:]]
+    for name, reference in expected.items():
+        shape = ["batch", *reference.codes.shape[1:]]
         cut.graph.input.append(helper.make_tensor_value_info(f"{name}:given", 1, shape))
         cut.graph.output.append(helper.make_tensor_value_info(name, 1, shape))
-    levels = {f"{name}:given": acts[name].grid.values(codes.float()).numpy() for name, (codes, _) in expected.items()}
-    outputs = open_session(cut.SerializeToString()).run(list(expected), {"images": images.numpy(), **levels})
+    given = {f"{name}:given": reference.values.numpy() for name, reference in expected.items()}
+    outputs = open_session(cut.SerializeToString()).run(list(expected), {"images": images.numpy(), **given})
     return [
-        compare_codes(name, acts[name].grid.codes(torch.from_numpy(out)).int(), *expected[name])
+        compare(name, codes_of(act_of(source, name), torch.from_numpy(out)), expected[name])
         for name, out in zip(expected, outputs, strict=True)
     ]

@@ -16,7 +16,8 @@ from common.data import cifar10
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.demo.folder import build_once
 from common.deploy import packed
-from common.deploy.description import describe
+from common.deploy.description import Description, describe
+from common.deploy.restore import restore
 from common.engine import checkpoint
 from common.engine.single_domain import run
 from common.engine.tasks import Task
@@ -158,6 +159,62 @@ def test_an_onnx_file_is_told_from_its_checkpoint_by_rounding_alone(
     evaluate(model=str(tmp_path / "lsq.onnx"), against=str(trained), demo=True, data_dir=str(data))
     differ = int(said().splitlines()[-1].split(": ")[1].split()[0])
     assert differ <= 2, "a code on a threshold may turn an image of noise over, not more"
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The cells of parity's table by form."""
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines[1:]}
+
+
+def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said: Said) -> None:
+    from parity import parity
+
+    parity(checkpoint=str(trained), data_dir=str(data), layer_images=2)
+    text = said()
+    rows = rows_of(text)
+    assert f"{TEST_IMAGES} demo images of test" in text
+    assert "no integer form: conv0: the integer form exists for --method ours" in text
+    assert rows.keys() == {"fake-quantized", "packed", "ONNX", "torch.export"}
+    for exact in ("packed", "torch.export"):
+        assert rows[exact][1:3] == ["100.00", "0"]
+    assert rows["packed"][3].startswith("0 ")
+    assert all(cells[5].startswith("0 of ") for cells in rows.values() if cells[5])
+
+
+def test_a_digits_network_of_ours_has_all_forms(demo_data: Callable[[], Path], tmp_path: Path, said: Said) -> None:
+    from parity import parity
+
+    state = fill_by_name(build_model("MNISTmodel_quant", bitW=4, abitW=4)).state_dict()
+    torch.save({"state_dict_t": state}, tmp_path / "ours.pt")
+    words = {"model": "MNISTmodel_quant", "bitW": 4, "demo": True, "data_dir": str(demo_data())}
+    parity(
+        checkpoint=str(tmp_path / "ours.pt"), src_data="mnist", tgt_data="mnistm", images=20, layer_images=2, **words
+    )
+    rows = rows_of(said())
+    assert list(rows) == ["fake-quantized", "packed", "integer", "ONNX", "torch.export"]
+    assert all(float(cells[1]) >= 99 for cells in rows.values())
+    assert all(cells[5].startswith("0 of ") for cells in rows.values() if cells[5])
+
+
+def test_a_torch_export_program_is_written_but_never_opened(trained: Path, tmp_path: Path, said: Said) -> None:
+    from evaluate import evaluate
+    from export import export
+    from predict import predict
+
+    path = tmp_path / "lsq.pt2"
+    export(checkpoint=str(trained), out=str(path), format="pt2")
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    extra = {"network": ""}
+    program = torch.export.load(path, extra_files=extra)
+    network = restore(trained)[0]
+    assert Description.from_json(extra["network"]).scheme["method"] == "lsq"
+    with torch.no_grad():
+        assert torch.equal(program.module()(x), network(x))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for opening in (lambda: evaluate(model=str(path)), lambda: predict(str(tmp_path / "a.png"), model=str(path))):
+        with pytest.raises(UserError, match="may run what it holds"):
+            opening()
 
 
 @pytest.mark.parametrize(
