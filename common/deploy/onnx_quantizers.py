@@ -21,8 +21,9 @@ from common.quantizers.uniform import UniformAct
 def write_weight(nodes: Nodes, conv: nn.Conv2d, name: str) -> str:
     """The float weights of a convolution, ``name.weight``; in the file they are codes wherever they are quantized.
 
-    Evenly spaced levels are DequantizeLinear and an addition, uneven ones looked up in a table; then they are
-    multiplied by the scale of the layer or of each filter.
+    Evenly spaced levels are (code - offset) * step, as ``Grid.values`` computes them, uneven ones are looked up in a
+    table; then they are multiplied by the scale of the layer or of each filter. The weights are the network's own, bit
+    for bit.
 
     Raises:
         UserError: a weight or scale that is not finite or was never set, or a method unknown to common.deploy.packing.
@@ -40,20 +41,21 @@ def write_weight(nodes: Nodes, conv: nn.Conv2d, name: str) -> str:
     except ValueError as error:
         raise UserError(f"{name}: {error}; expected a network with finite weights") from None
     stored = nodes.codes(f"{name}.codes", codes, code_bits(levels))
-    scaled = not torch.equal(scales, torch.ones(1))
-    output = f"{name}.levels" if scaled else f"{name}.weight"
+    output = f"{name}.weight"
+    last = [] if torch.equal(scales, torch.ones(1)) else [("scaled", "Mul", (_by_filter(scales),))]
     if isinstance(quantizer, APoTWeight):
-        index = nodes.add("Cast", [stored], f"{name}.index", to=nodes.types.INT32)
-        value = nodes.add("Gather", [nodes.floats(f"{name}.table", levels), index], output)
-    else:
-        exact = levels_of(quantizer, torch.float64)
-        step = nodes.floats(f"{name}.step", exact[1] - exact[0])
-        spaced = nodes.add("DequantizeLinear", [stored, step], f"{name}.spaced")
-        value = nodes.add("Add", [spaced, nodes.floats(f"{name}.lowest", levels[0])], output)
-    if scaled:
-        shape = (1,) if len(scales) == 1 else (-1, 1, 1, 1)
-        value = nodes.add("Mul", [value, nodes.floats(f"{name}.scales", scales.view(shape))], f"{name}.weight")
-    return value
+        index = nodes.add("Cast", [stored], f"{output}.index", to=nodes.types.INT32)
+        value = nodes.add("Gather", [nodes.floats(f"{output}.table", levels), index], f"{output}.looked_up")
+        return nodes.chain(output, value, *last)
+    lowest, step = levels_of(quantizer, torch.float64)[:2].tolist()
+    step -= lowest
+    number = nodes.add("DequantizeLinear", [stored, nodes.floats(f"{output}.one", 1.0)], f"{output}.number")
+    return nodes.chain(output, number, ("centred", "Add", (lowest / step,)), ("level", "Mul", (step,)), *last)
+
+
+def _by_filter(scales: Tensor) -> Tensor:
+    """(1,) for the layer, or (filters, 1, 1, 1) to multiply each filter."""
+    return scales if len(scales) == 1 else scales.view(-1, 1, 1, 1)
 
 
 def write_activation(nodes: Nodes, act: QuantAct, name: str, value: str) -> str:
@@ -104,8 +106,8 @@ def _align(nodes: Nodes, act: AlignAct, name: str, value: str) -> str:
         ("spread", "Mul", (act.act_range * grid.scale,)),
         ("position", "Add", (grid.offset,)),
         ("code", "Round", ()),
-        ("spaced", "Mul", (1 / grid.scale,)),
-        ("level", "Add", (-grid.offset / grid.scale,)),
+        ("centred", "Add", (-grid.offset,)),
+        ("level", "Mul", (1 / grid.scale,)),
     )
 
 

@@ -107,6 +107,16 @@ def test_the_file_is_small_and_runs_at_any_batch_size(name: str, bits: int, tmp_
     torch.testing.assert_close(torch.from_numpy(alone), torch.from_numpy(together[:1]), atol=0.2, rtol=0.1)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_weights_are_the_networks_own_bit_for_bit(method: str) -> None:
+    model, x = calibrated("MNISTmodel_quant", 4, method), images("MNISTmodel_quant", 1)
+    proto = onnx_model(model, tuple(x.shape[1:]), {})
+    conv = model.feature[5]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("feature.5.weight", 1, list(conv.weight.shape)))
+    (weight,) = open_session(proto.SerializeToString(), 1).run(["feature.5.weight"], {"images": x.numpy()})
+    assert torch.equal(torch.from_numpy(weight), conv.weight_quantizer(conv.weight).detach())
+
+
 def test_a_wrong_weight_code_is_noticed() -> None:
     model, x = calibrated("MNISTmodel_quant", 4), images("MNISTmodel_quant", 1)
     proto = onnx_model(model, tuple(x.shape[1:]), {})
