@@ -29,7 +29,7 @@ def compared(model: nn.Module, x: torch.Tensor) -> LayerParity:
 @pytest.mark.parametrize(("name", "bits"), CASES)
 def test_layers_give_the_same_codes_but_for_float_rounding_on_a_threshold(name: str, bits: int) -> None:
     row = compared(calibrated(name, bits), images(name, 1))
-    assert row.different <= row.codes * (1e-4 if bits < 8 else 3e-4)  # float32 itself is that coarse at 8 bits
+    assert row.different <= row.codes * 1e-4
     assert row.distance <= (2**bits - 1) * 2**-24 * 64
     assert row.unexplained == 0
     assert row.from_float64 <= row.codes * 1e-5, "what float64 shows is no rounding of float32"
