@@ -31,7 +31,14 @@ def exported_program(network: nn.Module, image_shape: tuple[int, int, int]) -> t
             layer.weight.copy_(layer.weight_quantizer(layer.weight))
             layer.weight_quantizer = nn.Identity()
     example = torch.zeros(2, *image_shape)
-    return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        for trace_of in (
+            "stack_trace",
+            "from_node",
+        ):  # they would tell the paths of this machine, in a third of the graph
+            node.meta.pop(trace_of, None)
+    return program
 
 
 def save_program(

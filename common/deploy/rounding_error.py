@@ -3,9 +3,9 @@
 A network is run in float64, and beside every value goes a bound of what the same layers in float32 can be off by, in
 whatever order and with BatchNorm folded or not. With u = 2^-24, the unit roundoff:
 
-- a sum of K products is off by lambda sqrt(K) u sum |w| |x| (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, Theorem
-  2.4: rounding errors that are independent with mean zero exceed it with a probability below 2 K exp(-lambda^2 / 2)).
-  lambda is 8: below 2 K 10^-14. What the inputs are off by adds sum |w| |error|;
+- a sum of K products is off by lambda sqrt(K) u sum |w| |x| (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, on inner
+  products: independent rounding errors of mean zero exceed it with a probability below 2 K exp(-lambda^2 / 2)).
+  lambda is 8: below 3 K 10^-14. What the inputs are off by adds sum |w| |error|;
 - a level is off by at most 3 u times the largest: a rounded step, a rounded scale and products;
 - BatchNorm, x s + (b - m s): |s| times the error, and 8 u (|x s| + |m s| + |b|) for root, division, products and sums;
 - an addition: both errors, and u times the sum; a mean of K values: their mean error, and (K + 1) u mean |x|;
