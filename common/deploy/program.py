@@ -33,11 +33,8 @@ def exported_program(network: nn.Module, image_shape: tuple[int, int, int]) -> t
     example = torch.zeros(2, *image_shape)
     program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
-        for trace_of in (
-            "stack_trace",
-            "from_node",
-        ):  # they would tell the paths of this machine, in a third of the graph
-            node.meta.pop(trace_of, None)
+        for record in ("stack_trace", "from_node"):  # of no use to a reader; the first names folders of this machine
+            node.meta.pop(record, None)
     return program
 
 
