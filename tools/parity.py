@@ -23,13 +23,14 @@ from torch import Tensor, nn  # noqa: E402
 
 from common.deploy import packed  # noqa: E402
 from common.deploy.description import Description  # noqa: E402
-from common.deploy.files import PACKED, Classifier  # noqa: E402
+from common.deploy.files import PACKED, Classifier, FastLogits  # noqa: E402
 from common.deploy.graph import ClassLogits  # noqa: E402
 from common.deploy.integer import integer_network  # noqa: E402
 from common.deploy.onnx import onnx_model, open_session  # noqa: E402
 from common.deploy.parity import (  # noqa: E402
     LayerParity,
     compare,
+    compare_fast,
     compare_integer,
     compare_onnx,
     compare_unfed,
@@ -60,6 +61,7 @@ def parity(
     images: int = 0,
     layer_images: int = 0,
     layers: bool = False,
+    fast: bool = False,
     **flags: Any,
 ) -> None:
     """Compare on the test set of the checkpoint's run, in a cross-domain task the target's.
@@ -68,6 +70,7 @@ def parity(
         checkpoint: a model_best.pt or last.pt, or a published file. images: how many test images; 0: all.
         layer_images: how many of them layer by layer; 0: 8 of up to 64 x 64 pixels, 2 of larger ones.
         layers: also print every layer. model: the network, for a checkpoint that does not record it.
+        fast: also the int8 path, compiled for this CPU, which takes up to minutes.
         flags: --demo --data_dir ... as tools/evaluate.py has them, --method --bitW ... as tools/export.py. What is not
             typed is as in the checkpoint's run.
     """
@@ -85,7 +88,7 @@ def parity(
 
     count = int(layer_images) or (8 if description.image_shape[1] <= LARGE else 2)
     sample = next(iter(batches))[0][:count].cpu()
-    forms, absent = forms_of(network, description, sample)
+    forms, absent = forms_of(network, description, sample, fast)
     truth, logits = run_all(forms, batches, int(images))
     print(f"{len(truth)} {demo}images of {name}; codes layer by layer on {len(sample)} of them\n")
     print("\n".join(table(forms, absent, truth, logits)))
@@ -94,7 +97,9 @@ def parity(
             print(f"  {form}, {row.layer}: {row.different} of {row.codes} differ, {row.from_float64} from float64")
 
 
-def forms_of(network: nn.Module, description: Description, sample: Tensor) -> tuple[dict[str, Form], dict[str, str]]:
+def forms_of(
+    network: nn.Module, description: Description, sample: Tensor, with_fast: bool
+) -> tuple[dict[str, Form], dict[str, str]]:
     """Every form by name, and of those that this network does not have the reason."""
     expected = references(network, sample)
 
@@ -111,6 +116,9 @@ def forms_of(network: nn.Module, description: Description, sample: Tensor) -> tu
     def integer() -> Form:
         return Form(integer_network(network), compare_integer(network, sample, expected))
 
+    def fast() -> Form:
+        return Form(FastLogits(network), compare_fast(network, sample, expected))
+
     def onnx() -> Form:
         proto = onnx_model(network, description.image_shape, {})
         session = open_session(proto.SerializeToString(), torch.get_num_threads())
@@ -124,6 +132,7 @@ def forms_of(network: nn.Module, description: Description, sample: Tensor) -> tu
         "fake-quantized": fake_quantized,
         "packed": from_packed,
         "integer": integer,
+        **({"fast (int8)": fast} if with_fast else {}),
         "ONNX": onnx,
         "torch.export": program,
     }

@@ -5,7 +5,9 @@ into its output scale and bias; CDF, rounding, residual addition and ReLU are on
 trained network's but for float rounding on a threshold.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch._inductor.config
@@ -53,20 +55,31 @@ class CompiledNetwork(nn.Module):
 
     def __init__(self, graph: nn.Module, image_shape: tuple[int, ...]) -> None:
         super().__init__()
-        if not torch.backends.mkldnn.is_available():
-            raise UserError("this build of torch has no oneDNN; the fast path needs it")
         self.image_shape = tuple(image_shape)
-        # cpp_wrapper: the calls between kernels are compiled too, a fifth of ResNet-20's time
-        self.compiled = torch.compile(graph, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
-        # the option "freezing" of torch.compile comes too late for its tracing, which leaves weights as inputs
-        with torch._inductor.config.patch(freezing=True), compiler_faults("the fast path needs a C++ compiler"):
-            self(torch.zeros(self.image_shape))
+        self.compiled = compile_frozen(graph, torch.zeros(self.image_shape).to(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape) != self.image_shape:
             raise ValueError(f"made for images {self.image_shape}, got {tuple(images.shape)}")
         return self.compiled(images.contiguous(memory_format=torch.channels_last))
+
+
+@torch.no_grad()
+def compile_frozen(graph: nn.Module, *inputs: Tensor) -> Callable[..., Any]:
+    """The graph compiled for inputs of these shapes and memory formats, its weights as constants.
+
+    Raises:
+        UserError: a build of torch without oneDNN, or no C++ compiler.
+    """
+    if not torch.backends.mkldnn.is_available():
+        raise UserError("this build of torch has no oneDNN; the fast path needs it")
+    # cpp_wrapper: the calls between kernels are compiled too, a fifth of ResNet-20's time
+    compiled = torch.compile(graph, dynamic=False, fullgraph=True, options={"cpp_wrapper": True})
+    # the option "freezing" of torch.compile comes too late for its tracing, which leaves weights as inputs
+    with torch._inductor.config.patch(freezing=True), compiler_faults("the fast path needs a C++ compiler"):
+        compiled(*inputs)
+    return compiled
 
 
 class _FastRewriter(Rewriter):

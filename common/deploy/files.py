@@ -62,12 +62,16 @@ def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False
     else:
         form, (network, description, notes) = "checkpoint", restore(path, **typed)
     if fast:
-        return Classifier(path, f"{form}, fast", _FastLogits(network), description, notes)
+        return Classifier(path, f"{form}, fast", FastLogits(network), description, notes)
     return Classifier(path, form, _logits(network, description, device), description, notes)
 
 
-class _FastLogits:
-    """Compiled at the first batch; smaller ones are filled up to its size."""
+class FastLogits:
+    """(B, C, H, W) images to class logits by the fast path, compiled at the first batch; smaller ones are filled up.
+
+    Raises:
+        UserError: as ``fast_graph``, at once.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         from common.deploy.fast import fast_graph  # its import brings Inductor, which takes a second

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from common.deploy.activations import codes_of, has_codes
 from common.deploy.graph import trace
@@ -172,3 +172,38 @@ def compare_onnx(network: nn.Module, model: Any, images: Tensor, expected: dict[
         compare(name, codes_of(act_of(source, name), torch.from_numpy(out)), expected[name])
         for name, out in zip(expected, outputs, strict=True)
     ]
+
+
+@torch.no_grad()
+def compare_fast(network: nn.Module, images: Tensor, expected: dict[str, Reference]) -> list[LayerParity]:
+    """The compiled int8 layers, every one of them fed with the fake-quantized network's codes.
+
+    Args:
+        network: of "ours". expected: ``references(network, images)``.
+    """
+    from common.deploy.fast import compile_frozen, fast_graph  # its import brings Inductor, which takes a second
+
+    graph = cut_open(fast_graph(network), list(expected))
+    levels = {name: 2 ** act_of(network, name).bits - 1 for name in expected}
+    given = [(2 * expected[name].codes - n).float() for name, n in levels.items()]
+    inputs = [part.contiguous(memory_format=torch.channels_last) for part in (images, *given)]
+    outputs = compile_frozen(graph, *inputs)(*inputs)
+    return [
+        compare(name, ((out + n) / 2).int(), expected[name])
+        for (name, n), out in zip(levels.items(), outputs, strict=True)
+    ]
+
+
+def cut_open(graph: fx.GraphModule, names: list[str]) -> fx.GraphModule:
+    """The graph cut at the layers of these names: takes images and in place of each layer's output what is given, and
+    returns a tuple of what the layers give. Changes ``graph``."""
+    layers = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
+    (images,) = (node for node in graph.graph.nodes if node.op == "placeholder")
+    with graph.graph.inserting_after(images):
+        given = [graph.graph.placeholder(f"given_{number}") for number in reversed(range(len(names)))][::-1]
+    for name, node in zip(names, given, strict=True):
+        layers[name].replace_all_uses_with(node)
+    graph.graph.output_node().args = (tuple(layers[name] for name in names),)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph

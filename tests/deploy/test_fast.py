@@ -15,6 +15,7 @@ from common.deploy.fast_layers import Int8Layer, Levels, SumAndReLU
 from common.deploy.files import open_file
 from common.deploy.graph import ClassLogits
 from common.deploy.integer_layers import weight_integers
+from common.deploy.parity import compare_fast, references, total
 from common.errors import UserError
 from common.models import build_model
 from common.quantizers.alignq import METHOD, AlignAct
@@ -70,6 +71,18 @@ def test_compiled_it_multiplies_in_int8() -> None:
     assert torch.equal(compiled(x.float()), net(x.float()))
     with pytest.raises(ValueError, match="made for images"):
         compiled(x[:1].float())
+
+
+def test_compiled_layers_give_the_codes_of_the_trained_network() -> None:
+    model, x = calibrated("MNISTmodel_quant", 4), images("MNISTmodel_quant")
+    expected = references(model, x)
+    before = counters["inductor"]["qconv_weight_prepack_matcher_count"]
+    rows = compare_fast(model, x, expected)
+    assert counters["inductor"]["qconv_weight_prepack_matcher_count"] == before + 1, "the second convolution"
+    assert [row.layer for row in rows] == list(expected)
+    whole = total("all", rows)
+    assert whole.different <= 1e-4 * whole.codes
+    assert whole.unexplained == 0
 
 
 def test_a_file_opened_fast_fills_small_batches_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
