@@ -57,6 +57,9 @@ def quantize_model(
     AlignWeight(bits=4)
     """
     network = convert(model, _scheme(method, {"bitW": bitW, "abitW": abitW, **options}), inplace=inplace, leaves=leaves)
+    for module in network.modules():
+        if isinstance(module, QuantConv2d) and isinstance(module.weight_quantizer, WeightQuantizer):
+            module.weight_quantizer.initialise(module.weight.detach())
     if kept := left_float(network):
         warnings.warn(f"left float: {some_of(kept, 8)}", LeftFloat, stacklevel=2)
     return network
@@ -83,7 +86,7 @@ def some_of(kept: dict[str, str], most: int) -> str:
 def convert(
     model: nn.Module, scheme: Scheme, *, inplace: bool = False, leaves: Sequence[type[nn.Module]] = ()
 ) -> fx.GraphModule:
-    """``quantize_model`` with a Scheme, and without the warning."""
+    """``quantize_model`` with a Scheme; learned steps of weights are left to what fills the weights, and no warning."""
     if not isinstance(model, nn.Module):
         raise UserError(f"quantize_model: expected a torch module, not {type(model).__name__}")
     if any(isinstance(module, QuantConv2d | Quantizer) for module in model.modules()):
@@ -149,9 +152,6 @@ def _quantized(convolution: nn.Conv2d, scheme: Scheme, float_input: bool) -> nn.
         image_input=float_input,
     ).to(weight.device)
     new.weight, new.bias = weight, convolution.bias
-    for module in new.modules():
-        if isinstance(module, WeightQuantizer):
-            module.initialise(weight.detach())
     return new.train(convolution.training)
 
 

@@ -63,6 +63,10 @@ def test_a_pretrained_classifier_is_quantized_reported_and_saved(
     network = build_model(config["model"], config["method"], config["bitW"], config["abitW"], num_classes=2)
     network.load_state_dict(content["state_dict_t"])
     assert all(torch.equal(network.state_dict()[key], p) for key, p in floating.named_parameters())
+    step = network.get_submodule("layers.0").weight_quantizer
+    assert torch.equal(step.reference, step.initial_scale(floating.state_dict()["layers.0.weight"]).float()), (
+        "of the weights given"
+    )
     name = "layers.1.running_mean"
     assert not torch.equal(network.state_dict()[name], floating.state_dict()[name])
 
