@@ -2,9 +2,11 @@
 
 python tools/evaluate.py --model resnet20.safetensors --demo
 python tools/evaluate.py --model resnet20.safetensors --against job/checkpoint/model_best.pt --demo
+python tools/evaluate.py --model quantized.safetensors --images photos       # class folders of your own
 """
 
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from export import refuse_unknown  # noqa: E402
+from predict import BATCH, prepare  # noqa: E402
+from torch import Tensor, tensor  # noqa: E402
 
-from common.data.tensors import TensorBatches  # noqa: E402
+from common.data.folders import ImageList, read_domain, some_of  # noqa: E402
+from common.deploy.description import NO_TASK, Description  # noqa: E402
 from common.deploy.files import Classifier, open_file  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS  # noqa: E402
 from common.engine.cli import run_tool  # noqa: E402
@@ -35,6 +40,7 @@ def evaluate(
     *words: Any,
     model: str | None = None,
     against: str | None = None,
+    images: str | None = None,
     network: str | None = None,
     fast: bool = False,
     **flags: Any,
@@ -43,6 +49,7 @@ def evaluate(
 
     Args:
         model: the file. against: another of the same task; prints how many predictions and by how much logits differ.
+        images: a folder of class folders to take in place of the task's test data; a torchvision network has no other.
         network: name of the network, for a checkpoint that does not record it.
         fast: compile --model to int8 layers for this CPU (networks of ours); --against stays as it is.
         flags: for the data: --demo --data_dir --tgt_data_dir --download --src_data --tgt_data --train_split --seed
@@ -58,17 +65,46 @@ def evaluate(
     files = [open_file(Path(str(model)), fast=fast, **typed)]
     files += [open_file(Path(str(against)), **typed)] if against is not None else []
     first, last = files[0].description, files[-1].description
-    for what in ("task", "arguments", "preprocessing"):
+    for what in ("task", "arguments", "preprocessing", *(() if images is None else ("classes",))):
         if getattr(first, what) != getattr(last, what):
             raise UserError(
                 f"{files[0].path} has {what} {getattr(first, what)}, {files[1].path} {getattr(last, what)}; "
                 "expected two files of one network and task"
             )
-    sets, demo = test_sets(files[0], wanted)
+    if images is not None:
+        sets, demo = class_folders(Path(str(images)).absolute(), first, wanted)
+    elif first.task == NO_TASK:
+        raise UserError(
+            f"{files[0].path} belongs to no task with test data; type --images and a folder of class folders"
+        )
+    else:
+        sets, demo = test_sets(files[0], wanted)
     for file in files:
         print("\n".join([file.line(), *file.notes]))
     for name, batches in sets.items():
         print("\n".join(compare(files, batches, f"{demo}{name}")))
+
+
+def class_folders(folder: Path, description: Description, typed: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """As ``test_sets``, of a folder of class folders whose names are classes of the network."""
+    if typed:
+        raise UserError(f"--{next(iter(typed))}: has no meaning with --images")
+    found = read_domain(folder.parent, folder.name)
+    if unknown := [name for name in found.classes if name not in description.classes]:
+        raise UserError(
+            f"--images {folder}: {some_of(unknown)} is no class of this network; expected folders among "
+            f"{some_of(description.classes) or 'its classes, which the file does not name'}"
+        )
+    return {found.domain: _batches(found, description)}, "demo " if found.demo else ""
+
+
+def _batches(images: ImageList, description: Description) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as the network wants them, and labels in the order of its classes."""
+    labels = [description.classes.index(images.classes[label]) for label in images.labels]
+    for start in range(0, len(images), BATCH):
+        part = slice(start, start + BATCH)
+        paths = [images.root / path for path in images.paths[part]]
+        yield prepare(paths, description.preprocessing), tensor(labels[part])
 
 
 def test_sets(file: Classifier, typed: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -100,7 +136,7 @@ def test_sets(file: Classifier, typed: dict[str, Any]) -> tuple[dict[str, Any], 
     return sets, "demo " if options.demo else ""
 
 
-def compare(files: list[Classifier], batches: TensorBatches, name: str) -> list[str]:
+def compare(files: list[Classifier], batches: Iterable[tuple[Tensor, Tensor]], name: str) -> list[str]:
     """A line for each file on a test set; the second file's says where the two disagree."""
     sums, images_seen, differ, distance = [Sums() for _ in files], 0, 0, 0.0
     for images, labels in batches:

@@ -13,14 +13,19 @@ from common.data.folder_batches import IMAGENET_MEAN, IMAGENET_STD
 from common.engine.tasks import Kind
 from common.errors import UserError
 from common.models import build_model
+from common.models.from_torchvision import PREFIX
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_SIZE = 32
+NO_TASK = "none"
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a network is for: its task's name and kind, and the parameter whose length is the number of classes."""
+    """What a network is for: its task's name and kind, and the parameter whose length is the number of classes.
+
+    ``NO_TASK`` is the task of torchvision's networks, which tell apart the class folders of a user.
+    """
 
     task: str
     kind: Kind
@@ -44,9 +49,9 @@ class Description:
     """A network and what it was trained on.
 
     Attributes:
-        model: its name in ``common.models``. scheme: ``build_model``'s method, bitW, abitW, act_range, levels, stage.
+        model, scheme: ``build_model``'s name, and its method, bitW, abitW, act_range, levels and stage.
         arguments: ``build_model``'s num_classes, and img_size or quant_shortcut where the network has it.
-        task: the name of the task. classes: the class names; empty if unknown.
+        task: the name of the task, or ``NO_TASK``. classes: the class names; empty if unknown.
         preprocessing: side an image is resized to, side of the centre cropped from it, and mean and std by channel of
             pixels in [0, 1].
         data: the run's demo, seed, src_data, tgt_data, train_split, img_size, as far as it has them.
@@ -107,8 +112,10 @@ class Description:
 
 
 def use_of(model: str) -> Use:
-    if model not in USES:
-        raise UserError(f"model {model}: expected one of {', '.join(USES)}")
+    if str(model).startswith(PREFIX):
+        return Use(NO_TASK, "single", "")
+    if str(model) not in USES:
+        raise UserError(f"model {model}: expected one of {', '.join(USES)}, or {PREFIX}NAME")
     return USES[model]
 
 
@@ -120,9 +127,8 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
         classes: names, where the run recorded them; otherwise those of the task's known data.
     """
     use = use_of(config["model"])
-    size = (
-        CIFAR10_SIZE if use.kind == "single" else int(config.get("img_size") or (28 if use.kind == "digits" else 224))
-    )
+    cifar = use.kind == "single" and use.task != NO_TASK
+    size = CIFAR10_SIZE if cifar else int(config.get("img_size") or (28 if use.kind == "digits" else 224))
     arguments: dict[str, Any] = {"num_classes": num_classes}
     if use.kind == "digits":
         arguments["img_size"] = size
@@ -135,8 +141,9 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
     known: tuple[str, ...] = demo_cifar10.CLASSES if config.get("demo") else CIFAR10_CLASSES
     if use.kind == "digits":
         mean, std, known = digits.MEAN, digits.STD, digits.CLASSES
-    elif use.kind != "single":
-        resize, mean, std, known = round(size * 256 / 224), IMAGENET_MEAN, IMAGENET_STD, office31.CLASSES
+    elif not cifar:
+        resize, mean, std = round(size * 256 / 224), IMAGENET_MEAN, IMAGENET_STD
+        known = () if use.task == NO_TASK else office31.CLASSES
     names = next((names for names in (classes, known) if len(names) == num_classes), ())
     return Description(
         model=config["model"],

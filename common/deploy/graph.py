@@ -17,7 +17,8 @@ class ClassLogits(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.classifier = next((name for name in CLASSIFIERS if hasattr(network, name)), None)
+        ours = not isinstance(network, fx.GraphModule)  # in a converted network such names are parts like others
+        self.classifier = next((name for name in CLASSIFIERS if ours and hasattr(network, name)), None)
 
     def forward(self, images: Tensor) -> Tensor:
         network: Any = self.network

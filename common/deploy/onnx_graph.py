@@ -26,12 +26,16 @@ class GraphWriter(Nodes):
             **dict.fromkeys((nn.BatchNorm2d, nn.BatchNorm1d), self.batch_norm),
             **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), lambda node, layer: self.inputs(node)[0]),
             **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), lambda node, layer: self.plain("Relu", node)),
-            **dict.fromkeys((operator.add, torch.add), lambda node, layer: self.plain("Add", node)),
-            torch.cat: lambda node, layer: self.plain("Concat", node, axis=node.args[1]),
+            **dict.fromkeys((nn.ReLU6, F.relu6), self.relu6),
+            **dict.fromkeys((operator.add, operator.iadd, torch.add), lambda node, layer: self.plain("Add", node)),
+            torch.cat: self.concat,
             **dict.fromkeys((nn.MaxPool2d, F.max_pool2d), self.max_pool),
             **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), self.average_pool),
             "mean": self.mean,
-            "flatten": lambda node, layer: self.plain("Flatten", node, axis=node.args[1]),
+            **dict.fromkeys(
+                ("flatten", torch.flatten), lambda node, layer: self.plain("Flatten", node, axis=node.args[1])
+            ),
+            **dict.fromkeys((nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d), self.global_average_pool),
             "expand": self.expand,
             nn.Linear: self.linear,
         }
@@ -85,6 +89,20 @@ class GraphWriter(Nodes):
         }
         constants = [self.floats(f"{name}.{key}", value) for key, value in values.items()]
         return self.add("BatchNormalization", self.inputs(node) + constants, name, epsilon=bn.eps)
+
+    def relu6(self, node: fx.Node, layer: nn.ReLU6 | None) -> str:
+        return self.chain(str(node.name), self.inputs(node)[0], ("clipped", "Clip", (0.0, 6.0)))
+
+    def concat(self, node: fx.Node, layer: None) -> str:
+        return self.plain("Concat", node, axis=node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))
+
+    def global_average_pool(self, node: fx.Node, layer: nn.AdaptiveAvgPool2d | None) -> str:
+        size = node.args[1] if layer is None else layer.output_size
+        if size not in (1, (1, 1)):
+            raise UserError(
+                f"{node.target}: the ONNX export knows adaptive average pooling to one pixel, not to {size}"
+            )
+        return self.plain("GlobalAveragePool", node)
 
     def max_pool(self, node: fx.Node, layer: nn.MaxPool2d | None) -> str:
         if layer is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from common.deploy.description import Description, describe, use_of
+from common.deploy.description import NO_TASK, Description, describe, use_of
 from common.engine import checkpoint
 from common.engine.options import FLAGS
 from common.errors import UserError
@@ -36,11 +36,14 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
             config[one] = config[other]
     if absent := [name for name in ("model", "bitW") if name not in config]:
         raise UserError(f"{path} does not say how it was trained; type {' and '.join(f'--{name}' for name in absent)}")
-    weights = checkpoint.weights_of(content, path)
-    bias = use_of(config["model"]).class_bias
-    if bias not in weights:
-        raise UserError(f"{path}: no {bias} in it; expected a file of {config['model']}")
-    description = describe(config, len(weights[bias]), _classes(path))
+    if use_of(config["model"]).task == NO_TASK:
+        description = _of_no_task(config, path)
+    else:
+        weights = checkpoint.weights_of(content, path)
+        bias = use_of(config["model"]).class_bias
+        if bias not in weights:
+            raise UserError(f"{path}: no {bias} in it; expected a file of {config['model']}")
+        description = describe(config, len(weights[bias]), _classes(path))
     network = description.build()
     report, _ = checkpoint.load_weights(network, path, description.scheme["method"])
     if missing := [name for name in report.missing if not name.endswith("num_batches_tracked")]:
@@ -60,6 +63,16 @@ def _value(name: str, typed: Any) -> Any:
         return read(str(typed))
     except (argparse.ArgumentTypeError, ValueError) as error:
         raise UserError(f"--{name}: {error}") from None
+
+
+def _of_no_task(config: Mapping[str, Any], path: Path) -> Description:
+    """The description of a torchvision network, whose file says itself what its classes are."""
+    try:
+        return describe(config, int(config["num_classes"]), tuple(map(str, config.get("classes", ()))))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path} does not say the classes and the image size of its network; expected one of tools/quantize.py"
+        ) from None
 
 
 def _classes(path: Path) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from common.deploy import packed
+from common.deploy.calibrate import calibrate
 from common.deploy.description import USES, Description, class_logits, describe
 from common.errors import UserError
 from common.quantizers import METHODS
@@ -21,10 +22,8 @@ def network_of(model: str, **config: Any) -> tuple[nn.Module, Description]:
     """A network in evaluation mode whose statistics and learned scales come from a batch."""
     torch.manual_seed(0)
     description = describe({"model": model, **config}, 10)
-    network = description.build().train()
-    with torch.no_grad():
-        class_logits(network, description.kind, images_for(description))
-    return network.eval(), description
+    reversal = () if description.kind == "single" else (0.0,)
+    return calibrate(description.build(), [images_for(description)], *reversal), description
 
 
 def images_for(description: Description) -> torch.Tensor:
@@ -48,6 +47,7 @@ def parts_of_the_promise(network: nn.Module) -> tuple[int, int]:
 
 
 CASES = [("resnet20_quant", {"method": name, "bitW": max(m.weight_bits), "abitW": 4}) for name, m in METHODS.items()]
+CASES += [("torchvision:mnasnet0_5", config) for _, config in CASES]
 CASES += [
     ("resnet20_quant", {"bitW": 4, "abitW": 32}),
     ("resnet20_quant", {"bitW": 32, "abitW": 4}),
@@ -78,9 +78,9 @@ def test_a_loaded_network_gives_the_same_logits(model: str, config: dict, tmp_pa
     assert not loaded.training
 
 
-@pytest.mark.parametrize("model", ["resnet20_quant", "resnet56_quant", "MNISTmodel_quant"])
+@pytest.mark.parametrize("model", ["resnet20_quant", "resnet56_quant", "MNISTmodel_quant", "torchvision:mnasnet0_5"])
 def test_a_file_has_the_promised_size_at_every_width(model: str, tmp_path: Path) -> None:
-    for bits in (1, 2, 8) if model == "resnet56_quant" else range(1, 9):
+    for bits in (1, 2, 8) if model in ("resnet56_quant", "torchvision:mnasnet0_5") else range(1, 9):
         network, description = network_of(model, bitW=bits, abitW=bits)
         packed.save(network, description, tmp_path / "model.safetensors")
         codes, floats = parts_of_the_promise(network)
@@ -166,6 +166,9 @@ def test_foreign_missing_and_newer_files_are_refused(good: Path, tmp_path: Path)
     "network",
     [
         {"model": "resnet99"},
+        {"model": "torchvision:resnet18", "task": "none"},
+        {"model": "torchvision:resnet17", "task": "none"},
+        {"model": 7},
         {"task": "dann_digits"},
         {"arguments": {"num_classes": 10**12}},
         {"arguments": {"num_classes": "ten"}},

@@ -1,0 +1,35 @@
+"""The layers of torchvision's classifiers in ONNX. Float activations: no code can fall to the other side of a threshold."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.deploy.calibrate import calibrate
+from common.deploy.onnx import export_onnx, open_session
+from common.errors import UserError
+from common.models import build_model
+
+SHAPE = (3, 32, 32)
+
+
+def images() -> torch.Tensor:
+    return torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
+def test_a_file_computes_the_function_of_the_network(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = calibrate(build_model(f"torchvision:{name}", bitW=4, abitW=32, num_classes=5), [images()]).eval()
+    export_onnx(network, tmp_path / "network.onnx", SHAPE)
+    (logits,) = open_session(str(tmp_path / "network.onnx"), threads=1).run(None, {"images": images().numpy()})
+    expected = network(images())
+    assert expected.std() > 0.1
+    assert (torch.from_numpy(logits) - expected).abs().max() < 1e-3 * expected.std()
+
+
+def test_a_layer_that_is_not_known_is_named(tmp_path: Path) -> None:
+    network = build_model("torchvision:shufflenet_v2_x0_5", bitW=4, abitW=4, num_classes=5)
+    with pytest.raises(UserError, match="size: the ONNX export does not know"):
+        export_onnx(network, tmp_path / "network.onnx", SHAPE)
+    assert not list(tmp_path.iterdir())
