@@ -1,21 +1,12 @@
 """Packed files: a network in a .safetensors file, its quantized weights as codes of k bits.
 
-The tensors of a file, by name (a layer's name is that of its module):
-
-    levels               (L,)     what a code stands for, ascending
-    scales               (S,)     what a layer's or a filter's levels are multiplied by, layers in the network's order
-    <layer>.codes        bytes    ceil(numel k / 8), see common.deploy.packing
-    <batch norm>         (4, C)   weight, bias, running mean, running variance
-    activation_scales    (A,)     learned scales of activations, in the network's order
-    any other            floats   as they are, under their names in the network
-
-What evaluation does not read (batch counters, float copies of quantized weights) is not in it. The metadata are the
-format, its version, the description of the network as JSON, and a checksum over all of it.
+The tensors are those of ``common.deploy.packed_tensors``. The metadata are the format, its version, what the network is
+as JSON, and a checksum over all of it. ``save`` and ``load`` are for networks with a name, whose description makes a
+file complete; ``save_state`` and ``load_into`` for any other, which the user builds again.
 """
 
 import hashlib
-import os
-from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from common.deploy.description import Description
-from common.deploy.packing import code_bits, decode, decoded, encode, levels_of
+from common.deploy.packed_tensors import check, fill, tensors_of
+from common.deploy.writing import write_whole
 from common.errors import UserError
-from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer
+from common.quantizers.layers import QuantAct
 
-FORMAT, VERSION = "alignq-packed", 1
+FORMAT, STATE_FORMAT, VERSION = "alignq-packed", "alignq-packed-state", 1
+EXPECTED = {
+    FORMAT: "a packed network; expected one that tools/export.py wrote",
+    STATE_FORMAT: "the packed state of a network without a name; expected one that packed.save_state wrote",
+}
 
 
 def save(network: nn.Module, description: Description, path: Path) -> None:
@@ -37,21 +33,7 @@ def save(network: nn.Module, description: Description, path: Path) -> None:
         UserError: weights that are not finite, scales that were never initialised, or safetensors is not installed.
         OSError: the file cannot be written.
     """
-    safetensors = _safetensors()
-    tensors, text = _tensors(network.eval()), description.to_json()
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(VERSION),
-        "network": text,
-        "sha256": _checksum(text, tensors),
-    }
-    content = safetensors.torch.save(tensors, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _write(network, FORMAT, description.to_json(), path)
 
 
 def load(path: Path) -> tuple[nn.Module, Description]:
@@ -62,128 +44,82 @@ def load(path: Path) -> tuple[nn.Module, Description]:
     Raises:
         UserError: the file is not there, damaged, foreign or newer than this program, or safetensors is not installed.
     """
-    metadata, tensors = _read(path)
-    if metadata.get("format") != FORMAT:
+    text, tensors = _open(path, FORMAT)
+    try:
+        description = Description.from_json(text)
+        with torch.device("meta"):  # shapes alone: nothing is allocated before they fit
+            check(description.build(), tensors)
+        network = description.build()
+        fill(network, tensors)
+    except (ValueError, TypeError, KeyError, RuntimeError, UserError) as error:
+        raise UserError(f"{path}: no network of this program ({error}); export it again") from None
+    return network, description
+
+
+def save_state(network: nn.Module, path: Path | str) -> None:
+    """Write a network that has no name, such as ``quantize_model`` makes of a user's own. As ``save``."""
+    _write(network, STATE_FORMAT, json.dumps(_activations(network)), Path(path))
+
+
+def load_into(network: nn.Module, path: Path | str) -> nn.Module:
+    """Fill a network, built as the one that ``save_state`` wrote, for evaluation: it then computes the same, exactly.
+
+    Args:
+        network: ``quantize_model`` of the same architecture, method and bits; its weights do not matter.
+    Returns:
+        ``network``, in evaluation mode, its weights decoded.
+    Raises:
+        UserError: as ``load``, or another network than that of the file; it is then left as it was.
+    """
+    path = Path(path)
+    text, tensors = _open(path, STATE_FORMAT)
+    try:
+        _same_activations(dict(json.loads(text)), _activations(network))
+        check(network, tensors)
+        fill(network, tensors)
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path}: a safetensors file, but not a packed network; expected one that tools/export.py wrote"
-        )
+            f"{path}: of another network than this one ({error}); expected one built with the same architecture, "
+            "method, bits and options"
+        ) from None
+    return network.eval().requires_grad_(False)
+
+
+def _activations(network: nn.Module) -> dict[str, str]:
+    """What the quantizers of activations do that no tensor says; weights are values in the file."""
+    return {
+        name: f"{module!r} {getattr(module, 'act_range', '')} {getattr(module, 'grid', '')}".rstrip()
+        for name, module in network.named_modules()
+        if isinstance(module, QuantAct)
+    }
+
+
+def _same_activations(found: dict[str, str], expected: dict[str, str]) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such layer')}")
+
+
+def _write(network: nn.Module, form: str, text: str, path: Path) -> None:
+    safetensors = _safetensors()
+    tensors = tensors_of(network.eval())
+    metadata = {"format": form, "format_version": str(VERSION), "network": text, "sha256": _checksum(text, tensors)}
+    write_whole(path, safetensors.torch.save(tensors, metadata))
+
+
+def _open(path: Path, form: str) -> tuple[str, dict[str, Tensor]]:
+    """What the network is, and the tensors, of a file whose format, version and checksum are right."""
+    metadata, tensors = _read(path)
+    if (found := metadata.get("format")) != form:
+        what = EXPECTED[found].split(";")[0] if found in EXPECTED else "a safetensors file"
+        raise UserError(f"{path}: {what}, but not {EXPECTED[form]}")
     version = metadata.get("format_version", "")
     if version.isdecimal() and int(version) > VERSION:
         raise UserError(f"{path}: format version {version}, this program reads up to {VERSION}; update this program")
     text = metadata.get("network", "")
     if metadata.get("sha256") != _checksum(text, tensors):
         raise UserError(f"{path}: damaged, its checksum does not fit its content; copy or export it again")
-    try:
-        description = Description.from_json(text)
-        with torch.device("meta"):  # shapes alone: nothing is allocated before they fit
-            _check(description.build(), tensors)
-        network = description.build()
-        _fill(network, tensors)
-    except (ValueError, TypeError, KeyError, RuntimeError, UserError) as error:
-        raise UserError(f"{path}: no network of this program ({error}); export it again") from None
-    return network, description
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """A network's modules by how a packed file keeps them, and the names of the state that is kept as it is."""
-
-    packed: dict[str, QuantConv2d]
-    norms: dict[str, Any]
-    scaled: dict[str, LearnedScale]
-    plain: tuple[str, ...]
-
-
-def _parts(network: nn.Module) -> _Parts:
-    modules = dict(network.named_modules())
-    packed = {name: m for name, m in modules.items() if isinstance(m, QuantConv2d) and _has_codes(m.weight_quantizer)}
-    norms = {name: m for name, m in modules.items() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
-    within = {f"{name}.weight_quantizer" for name in packed}
-    scaled = {name: m for name, m in modules.items() if isinstance(m, LearnedScale) and name not in within}
-    elsewhere = tuple(f"{name}." for name in (*norms, *scaled, *within))
-    plain = (key for key in network.state_dict() if not key.startswith(elsewhere))
-    return _Parts(packed, norms, scaled, tuple(key for key in plain if key.removesuffix(".weight") not in packed))
-
-
-def _has_codes(quantizer: nn.Module) -> bool:
-    return isinstance(quantizer, WeightQuantizer) and quantizer.bits <= 8  # aligned 32-bit weights stay float
-
-
-def _rows(norm: Any) -> tuple[Tensor, ...]:
-    return norm.weight, norm.bias, norm.running_mean, norm.running_var
-
-
-@torch.no_grad()
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    parts, state = _parts(network), network.state_dict()
-    tensors = {name: state[name] for name in parts.plain}
-    tensors |= {name: torch.stack(_rows(norm)) for name, norm in parts.norms.items()}
-    if missing := [name for name, module in parts.scaled.items() if not module.initialised]:
-        raise UserError(
-            f"the learned scale of {missing[0]} was never set, so the network is not determined yet; expected a "
-            "checkpoint trained with this method at these bits"
-        )
-    if parts.scaled:
-        tensors["activation_scales"] = torch.stack([m.current_scale(m.scale) for m in parts.scaled.values()])
-    scales = []
-    for name, layer in parts.packed.items():
-        quantizer: Any = layer.weight_quantizer
-        tensors.setdefault("levels", levels_of(quantizer))
-        try:
-            tensors[f"{name}.codes"], scale = encode(quantizer, layer.weight, tensors["levels"])
-        except ValueError as error:
-            raise UserError(f"{name}: {error}; expected a network with finite weights") from None
-        scales.append(scale)
-    if scales:
-        tensors["scales"] = torch.cat(scales)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _check(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """
-    Raises:
-        ValueError: a tensor is missing, unknown, or of another type or shape than the network (on any device) needs.
-    """
-    parts, state = _parts(network), network.state_dict()
-    expected = {name: (torch.float32, tuple(state[name].shape)) for name in parts.plain}
-    expected |= {name: (torch.float32, (4, norm.num_features)) for name, norm in parts.norms.items()}
-    if parts.scaled:
-        expected["activation_scales"] = (torch.float32, (len(parts.scaled),))
-    if parts.packed:
-        quantizer: Any = next(iter(parts.packed.values())).weight_quantizer
-        levels = levels_of(quantizer)
-        expected["levels"] = (torch.float32, (len(levels),))
-        expected["scales"] = (torch.float32, (sum(_groups(parts, tensors["scales"])),))
-        for name, layer in parts.packed.items():
-            size = -(-layer.weight.numel() * code_bits(levels) // 8)
-            expected[f"{name}.codes"] = (torch.uint8, (size,))
-    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}")
-
-
-def _groups(parts: _Parts, scales: Tensor) -> list[int]:
-    """How many scales each packed layer has: one, or one for each filter."""
-    per_filter = len(scales) != len(parts.packed)
-    return [layer.out_channels if per_filter else 1 for layer in parts.packed.values()]
-
-
-@torch.no_grad()
-def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    parts, state = _parts(network), network.state_dict()
-    for name in parts.plain:
-        state[name].copy_(tensors[name])
-    for name, norm in parts.norms.items():
-        for own, row in zip(_rows(norm), tensors[name], strict=True):
-            own.copy_(row)
-    for module, scale in zip(parts.scaled.values(), tensors.get("activation_scales", ()), strict=True):
-        module.load_state_dict({"scale": scale, "reference": scale, "width": torch.tensor(module.bits)})
-    if parts.packed:
-        groups = tensors["scales"].split(_groups(parts, tensors["scales"]))
-        for (name, layer), scales in zip(parts.packed.items(), groups, strict=True):
-            layer.weight.copy_(decode(tensors[f"{name}.codes"], scales, tensors["levels"], layer.weight.shape))
-            layer.weight_quantizer = decoded(layer.weight_quantizer)
+    return text, tensors
 
 
 def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
