@@ -249,4 +249,4 @@ def _origin(task: Task, base_url: str | None) -> str:
 
 
 if __name__ == "__main__":
-    run_cleanly(main)
+    run_cleanly(main, resumes=False)

@@ -20,9 +20,14 @@ def _interrupt(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def run_cleanly(program: Callable[[], object]) -> NoReturn:
+def run_cleanly(program: Callable[[], object], resumes: bool = True) -> NoReturn:
     """Run ``program`` and exit: 0; 2 with one line for a UserError or a full disk; 130 for Ctrl-C or SIGTERM;
-    1 with one line where another process of the run has gone."""
+    1 with one line where another process of the run has gone.
+
+    Args:
+        resumes: whether the program has --resume, which a line may then recommend.
+    """
+    hint, short_hint = (f"; {RESUME}", ", --resume continues") if resumes else ("", "")
     signal.signal(signal.SIGTERM, _interrupt)
     threading.excepthook = _in_thread
     name = sys.argv[0]
@@ -37,27 +42,27 @@ def run_cleanly(program: Callable[[], object]) -> NoReturn:
         if error.errno not in DISK_FAULTS:
             raise
         where = f": {error.filename}" if error.filename else ""
-        line = f"{name}: error: {error.strerror}{where}; what was saved before is complete, --resume continues"
+        line = f"{name}: error: {error.strerror}{where}; what was saved before is complete{short_hint}"
         distributed.end(lambda: _say(line), 2)
         os._exit(2)  # past the exit handlers of writers that would meet the same fault once more
     except KeyboardInterrupt:
         what = "interrupted" if distributed.size() == 1 else "interrupted, or another process of this run has ended"
-        _end(f"{name}: {what}; {RESUME}", INTERRUPTED)
+        _end(f"{name}: {what}{hint}", INTERRUPTED)
     except RuntimeError as error:
         if not distributed.is_lost_peer(error):
             raise
-        _end(f"{name}: error: another process of this run has ended or does not answer; {RESUME}", 1)
+        _end(f"{name}: error: another process of this run has ended or does not answer{hint}", 1)
     distributed.leave()
     sys.exit(0)
 
 
 def run_tool(function: Callable[..., object]) -> NoReturn:
-    """The command line of a tool, by fire: its parameters are flags, its docstring is --help. As ``run_cleanly``."""
+    """A tool's command line, by fire: parameters are flags, docstring is --help. ``run_cleanly`` without --resume."""
     import fire
 
     words = sys.argv[1:]
     asked = {"-h", "--help"} & set(words)
-    run_cleanly(lambda: fire.Fire(function, command=["--", "--help"] if asked else words))
+    run_cleanly(lambda: fire.Fire(function, command=["--", "--help"] if asked else words), resumes=False)
 
 
 def _in_thread(args: threading.ExceptHookArgs) -> None:
