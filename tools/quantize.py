@@ -27,7 +27,9 @@ from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.models.from_torchvision import PREFIX  # noqa: E402
-from common.quantizers.layers import QuantConv2d  # noqa: E402
+from common.quantizers.layers import QuantConv2d, Quantizer  # noqa: E402
+
+MEASURED = 2  # batches for the sensitivity, which runs them four times for each quantizer
 
 
 def quantize(
@@ -58,7 +60,7 @@ def quantize(
         bitW: bits of the weights; 32 is float.
         abitW: bits of the activations; 32 is float.
         calibrate: batches for the statistics of BatchNorm and the learned steps.
-        sensitivity: also print each quantizer's share in the error.
+        sensitivity: also print each quantizer's share in the error, measured on two of these batches.
         batch_size: images per batch.
         img_size: side of the images.
         num_classes: outputs of the network (default: the number of class folders).
@@ -102,17 +104,19 @@ def quantize(
         for line in checkpoint.load_weights(floating, Path(str(weights)))[0].lines(Path(str(weights))):
             print(line)
         checkpoint.load_weights(network, Path(str(weights)), method)
-    run(network, floating, found, calibrate, sensitivity, batch_size, img_size, seed)
+    batches = run(network, floating, found, calibrate, batch_size, img_size, seed)
     config = {"model": model, "method": method, "bitW": bitW, "abitW": abitW, "num_classes": classes, "seed": seed}
     config |= {"img_size": img_size, "classes": list(found.classes), "demo": found.demo}
     checkpoint.save({"state_dict_t": network.state_dict(), "config": config}, target)
     print(f"wrote {target}")
+    if sensitivity:
+        print_sensitivity(network, batches[:MEASURED], "demo " if found.demo else "")
 
 
 def run(
-    network: nn.Module, floating: nn.Module, found: ImageList, count: int, table: bool, size: int, side: int, seed: int
-) -> None:
-    """Calibrate the network and print what was quantized and how it compares."""
+    network: nn.Module, floating: nn.Module, found: ImageList, count: int, size: int, side: int, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Calibrate the network and print what was quantized and how it compares; the batches of the calibration."""
     parts = partition(found, seed=1)
     chosen = torch.randperm(len(parts.train), generator=generator("calibration", seed)).tolist()[: count * size]
     print(f"{found.domain}: {len(chosen)} images to calibrate, {len(parts.test)} to compare ({parts.protocol})")
@@ -128,8 +132,18 @@ def run(
     for line in effective_bits.summary_lines(effective_bits.measure(network, batches[0][0])):
         print(line)
     compare(network, floating, batches_of(parts.test, size, side), "demo " if found.demo else "")
-    if table:
-        print(("demo data\n" if found.demo else "") + measure_sensitivity(network, batches).table())
+    return batches
+
+
+def print_sensitivity(network: nn.Module, batches: list[tuple[Tensor, Tensor]], demo: str) -> None:
+    count = sum(isinstance(module, Quantizer) for module in network.modules())
+    images = sum(len(labels) for _, labels in batches)
+    print(f"sensitivity of {count} quantizers, on {images} {demo}images of the calibration", flush=True)
+    print(
+        "error: distance of the logits from the float network's, relative to these; every row has BatchNorm statistics"
+    )
+    print("of its own, from these images", flush=True)
+    print(measure_sensitivity(network, batches).table())
 
 
 def batches_of(images: ImageList, size: int, side: int) -> FolderBatches:

@@ -1,12 +1,13 @@
 """Which quantizer of a network costs how much: each alone against float, and each left out of the quantized network."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from common.deploy.calibrate import estimate_statistics, image_batches, restore_statistics, statistics_of
 from common.errors import UserError
@@ -31,6 +32,7 @@ class Row:
     """A quantizer: its layer, "weights", "input" (of the convolution) or "activations", and its bits.
 
     Attributes:
+        layer: in a converted network, activations are named after the layer that they come from.
         alone: with this quantizer alone, all else float. without: with all but this one.
     """
 
@@ -50,16 +52,16 @@ class Sensitivity:
     rows: list[Row]
 
     def table(self) -> str:
-        """Markdown, the quantizer that does most harm alone first."""
+        """Markdown, the quantizer that does most harm alone first. Errors are ``Effect``'s."""
 
         def cells(effect: Effect) -> str:
             return f"{effect.error:.4f} | " + ("" if effect.top1 is None else f"{effect.top1:.2f}")
 
         lines = [
-            "| layer | quantizer | bits | error, it alone | top-1 | error, all but it | top-1 |",
+            "| layer | quantizer | bits | it alone: error | top-1 | all but it: error | top-1 |",
             "|---|---|---:|---:|---:|---:|---:|",
-            f"| float | none | | {cells(self.float_network)} | | |",
-            f"| quantized | all | | | | {cells(self.quantized)} |",
+            f"| (none quantized) | | | {cells(self.float_network)} | | |",
+            f"| (all quantized) | | | | | {cells(self.quantized)} |",
         ]
         for row in sorted(self.rows, key=lambda row: -row.alone.error):
             lines.append(f"| {row.layer} | {row.what} | {row.bits} | {cells(row.alone)} | {cells(row.without)} |")
@@ -114,13 +116,24 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> Se
 
 
 def _places(model: nn.Module) -> Iterator[tuple[Quantizer, tuple[str, str]]]:
-    owned: dict[nn.Module, tuple[str, str]] = {}
+    owned: dict[nn.Module, tuple[str, str]] = dict(_behind(model)) if isinstance(model, fx.GraphModule) else {}
     for name, module in model.named_modules():
         if isinstance(module, QuantConv2d):
             owned[module.weight_quantizer] = (name, "weights")
             owned[module.input_quantizer] = (name, "input")
         if isinstance(module, Quantizer):
             yield module, owned.get(module, (name, "activations"))
+
+
+def _behind(network: fx.GraphModule) -> Iterator[tuple[nn.Module, tuple[str, str]]]:
+    """The activation quantizers of a converted network, each with the layer before it (a node's name if not unique)."""
+    nodes = [node for node in network.graph.nodes if node.op == "call_module"]
+    calls = Counter(node.target for node in nodes)
+    for node in nodes:
+        quantizer = network.get_submodule(str(node.target))
+        if isinstance(quantizer, Quantizer):
+            (before,) = node.all_input_nodes
+            yield quantizer, (str(before.target) if calls[before.target] == 1 else before.name, "activations")
 
 
 def _logits(output: Any) -> Tensor:

@@ -93,7 +93,7 @@ def test_rows_are_one_quantizer_alone_and_all_but_it(method: str) -> None:
     result = sensitivity(model, [(batch, torch.tensor([0, 1, 2, 0])) for batch in batches])
     assert result.float_network.error == 0
     assert result.quantized.error > 0
-    activations = ["act_quantizers._1", "act_quantizers._4"] if method == "ours" else ["3"]
+    activations = ["1", "4"] if method == "ours" else ["3"]
     names = {("0", "weights"), ("3", "weights"), *((n, "input" if n == "3" else "activations") for n in activations)}
     assert {(row.layer, row.what) for row in result.rows} == names
     assert all(row.alone.error > 0 for row in result.rows)
@@ -105,6 +105,14 @@ def test_rows_are_one_quantizer_alone_and_all_but_it(method: str) -> None:
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
     assert len(result.table().splitlines()) == 4 + len(result.rows)
+
+
+def test_activations_are_named_after_the_layer_that_they_come_from() -> None:
+    block = [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU()]
+    names = [(row.layer, row.what) for row in sensitivity(quantize_model(nn.Sequential(*block)), draw(1)).rows]
+    assert names == [("0", "weights"), ("1", "activations")]
+    shared = quantize_model(nn.Sequential(*block, nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), block[2]), "uniform")
+    assert [row.layer for row in sensitivity(shared, draw(1)).rows if row.what == "activations"] == ["_2", "_2_1"]
 
 
 def test_with_one_quantizer_alone_is_all_and_without_it_is_float() -> None:
