@@ -27,6 +27,7 @@ from common.models import build_model  # noqa: E402
 NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "resnet20": ("resnet20_quant", 32, {}),
     "resnet50": ("resnet50_dann", 224, {"quant_shortcut": True}),
+    "resnet18": ("torchvision:resnet18", 224, {"num_classes": 1000}),
 }
 
 
@@ -72,7 +73,7 @@ def main(
     """Print the table of medians; ratios are medians of the ratios within a round.
 
     Args:
-        networks: of resnet20 (32 x 32 images) and resnet50 (224 x 224). out: also write the figures there, as JSON.
+        networks: of resnet20 (32 x 32 images), resnet50 and torchvision's resnet18 (224 x 224). out: also write the figures there, as JSON.
     """
     chosen = networks.split(",") if isinstance(networks, str) else list(networks)
     if unknown := [name for name in chosen if name not in NETWORKS]:

@@ -83,11 +83,12 @@ class Rewriter:
             AlignAct: self.quantizer,
             **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), self.identity),
             **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), self.relu),
-            **dict.fromkeys((operator.add, torch.add), self.add),
+            **dict.fromkeys((operator.add, operator.iadd, torch.add), self.add),
             torch.cat: self.concatenate,
             **dict.fromkeys((nn.MaxPool2d, F.max_pool2d, torch.max_pool2d), self.max_pool),
             **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), self.average_pool),
             "mean": self.mean,
+            nn.AdaptiveAvgPool2d: self.global_average,
             **dict.fromkeys(("flatten", torch.flatten), self.flatten),
         }
 
@@ -221,6 +222,13 @@ class Rewriter:
 
     def mean(self, node: fx.Node) -> None:
         self.emit(node, PixelMean(self.codes(node).unit), None)
+
+    def global_average(self, node: fx.Node) -> None:
+        layer = self.layer(node)
+        assert isinstance(layer, nn.AdaptiveAvgPool2d)
+        if layer.output_size not in (1, (1, 1)):
+            raise UserError(f"{node.target}: only adaptive average pooling to one pixel has an integer form here")
+        self.mean(node)
 
     def flatten(self, node: fx.Node) -> None:
         self.emit(node, nn.Sequential(nn.Flatten(), ToFloat(self.codes(node).unit)), None)

@@ -73,7 +73,11 @@ def run_watched(graph: nn.Module, images: Tensor, which: Callable[[nn.Module], b
 def quantized_values(source: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """The output of every activation quantizer of a traced network by name, in order."""
     values: dict[str, Tensor] = {}
-    run_watched(source, images, has_codes, lambda name, layer, out: values.update({name: out}))
+
+    def watch(name: str, layer: nn.Module, out: Tensor) -> None:
+        values[name] = out.clone()  # a ReLU behind it may work in place
+
+    run_watched(source, images, has_codes, watch)
     return values
 
 

@@ -1,4 +1,4 @@
-"""The layers of torchvision's classifiers in ONNX. Float activations: no code can fall to the other side of a threshold."""
+"""Torchvision's classifiers in every form that those of the tasks have."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from common.deploy.calibrate import calibrate
+from common.deploy.fast import fast_graph
 from common.deploy.onnx import export_onnx, open_session
+from common.deploy.parity import compare_integer, references, total
 from common.errors import UserError
 from common.models import build_model
 
@@ -18,7 +20,8 @@ def images() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
-def test_a_file_computes_the_function_of_the_network(name: str, tmp_path: Path) -> None:
+def test_an_onnx_file_computes_the_function_of_the_network(name: str, tmp_path: Path) -> None:
+    """With float activations: no code can fall to the other side of a threshold."""
     torch.manual_seed(0)
     network = calibrate(build_model(f"torchvision:{name}", bitW=4, abitW=32, num_classes=5), [images()]).eval()
     export_onnx(network, tmp_path / "network.onnx", SHAPE)
@@ -26,6 +29,18 @@ def test_a_file_computes_the_function_of_the_network(name: str, tmp_path: Path) 
     expected = network(images())
     assert expected.std() > 0.1
     assert (torch.from_numpy(logits) - expected).abs().max() < 1e-3 * expected.std()
+
+
+@torch.no_grad()
+def test_integers_and_int8_layers_give_its_codes_and_logits() -> None:
+    torch.manual_seed(0)
+    network = calibrate(build_model("torchvision:resnet18", bitW=4, abitW=4, num_classes=5), [images()]).eval()
+    expected = references(network, images())
+    whole = total("all", compare_integer(network, images(), expected))
+    assert whole.codes > 50_000
+    assert whole.different <= 1e-4 * whole.codes
+    assert whole.unexplained == 0
+    torch.testing.assert_close(fast_graph(network)(images()), network(images()), atol=2e-2, rtol=1e-2)
 
 
 def test_a_layer_that_is_not_known_is_named(tmp_path: Path) -> None:
