@@ -73,7 +73,8 @@ def main(
     """Print the table of medians; ratios are medians of the ratios within a round.
 
     Args:
-        networks: of resnet20 (32 x 32 images), resnet50 and torchvision's resnet18 (224 x 224). out: also write the figures there, as JSON.
+        networks: of resnet20 (32 x 32 images), resnet50 and torchvision's resnet18 (224 x 224).
+        out: also write the figures there, as JSON.
     """
     chosen = networks.split(",") if isinstance(networks, str) else list(networks)
     if unknown := [name for name in chosen if name not in NETWORKS]:

@@ -179,11 +179,14 @@ def compare_onnx(network: nn.Module, model: Any, images: Tensor, expected: dict[
 
 
 @torch.no_grad()
-def compare_fast(network: nn.Module, images: Tensor, expected: dict[str, Reference]) -> list[LayerParity]:
-    """The compiled int8 layers, every one of them fed with the fake-quantized network's codes.
+def compare_fast(
+    network: nn.Module, images: Tensor, expected: dict[str, Reference], compiled: bool = True
+) -> list[LayerParity]:
+    """The layers of the fast path, every one of them fed with the fake-quantized network's codes.
 
     Args:
         network: of "ours". expected: ``references(network, images)``.
+        compiled: to int8, as they are deployed; otherwise they run in float32.
     """
     from common.deploy.fast import compile_frozen, fast_graph  # its import brings Inductor, which takes a second
 
@@ -191,7 +194,7 @@ def compare_fast(network: nn.Module, images: Tensor, expected: dict[str, Referen
     levels = {name: 2 ** act_of(network, name).bits - 1 for name in expected}
     given = [(2 * expected[name].codes - n).float() for name, n in levels.items()]
     inputs = [part.contiguous(memory_format=torch.channels_last) for part in (images, *given)]
-    outputs = compile_frozen(graph, *inputs)(*inputs)
+    outputs = (compile_frozen(graph, *inputs) if compiled else graph)(*inputs)
     return [
         compare(name, ((out + n) / 2).int(), expected[name])
         for (name, n), out in zip(levels.items(), outputs, strict=True)
