@@ -41,7 +41,8 @@ def aligned_position(u: Tensor, r: float, grid: Grid) -> Tensor:
     """The real-valued code of align(u, r) on ``grid``, in as few passes over memory as torch offers."""
     offset = torch.full((), grid.offset, dtype=u.dtype, device=u.device)
     erf = (u * SQRT_HALF).erf_()
-    return torch.add(offset, erf, alpha=r * grid.scale, out=erf)
+    out = None if torch.compiler.is_compiling() else erf  # out= breaks a compiled graph if it is channels_last
+    return torch.add(offset, erf, alpha=r * grid.scale, out=out)
 
 
 def _align_and_round(u: Tensor, r: float, grid: Grid | None) -> Tensor:

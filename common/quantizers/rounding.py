@@ -26,12 +26,14 @@ class Grid:
         return torch.round(values * self.scale + self.offset)
 
     def values(self, codes: Tensor, out: Tensor | None = None) -> Tensor:
-        """The levels of ``codes``; written to ``out`` where given.
+        """The levels of ``codes``; written to ``out`` where given, which may be ``codes``.
 
         Levels of opposite codes are opposite to the last bit, so that their sum is zero, and the ReLU behind a residual
         sum has the same gradient however the sum was compiled.
         """
-        return torch.sub(codes, self.offset, out=out).mul_(1 / self.scale)
+        # in place rather than out=codes, which breaks a compiled graph if they are channels_last
+        centred = codes.sub_(self.offset) if out is codes else torch.sub(codes, self.offset, out=out)
+        return centred.mul_(1 / self.scale)
 
 
 def exact_grid(bits: int, r: float) -> Grid:

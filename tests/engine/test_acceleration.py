@@ -42,12 +42,15 @@ def dann_step(method: str, with_crp: bool, options: Namespace, steps: int) -> tu
     return model.state_dict(), crp.state_dict() if crp is not None else {}
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("method", "with_crp"), [("ours", True), ("lsq", False)])
-def test_a_compiled_step_is_the_eager_step_and_its_graph_is_whole(method: str, with_crp: bool) -> None:
+def test_a_compiled_step_is_the_eager_step_and_its_graph_is_whole(
+    method: str, with_crp: bool, channels_last: bool
+) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     eager = dann_step(method, with_crp, flags(), steps=2)  # learned scales: the first step is eager
-    compiled = dann_step(method, with_crp, flags(compile=True), steps=2)
+    compiled = dann_step(method, with_crp, flags(compile=True, channels_last=channels_last), steps=2)
     for one, other in zip(eager, compiled, strict=True):
         for key in one:
             torch.testing.assert_close(other[key], one[key], rtol=1e-5, atol=1e-5)
