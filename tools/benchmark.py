@@ -50,7 +50,8 @@ def benchmark(
 
     Args:
         network: resnet20 (CIFAR-10), or resnet50 (DANN, a batch of each domain).
-        kinds: with commas between: float, any method, ours+crp, brevitas (extra "bench"). all: those that are there.
+        kinds: with commas between: float, any method, ours+crp, brevitas (extra "bench"; eager alone). all: those that
+            are there.
         modes: eager, compiled, or both.
         batch: default 128 (resnet20) or 28 (resnet50).
         img_size: default 32 (resnet20), or 64 on a CPU and 224 on CUDA (resnet50).
@@ -68,6 +69,8 @@ def benchmark(
     steps = {}
     for mode in ways:
         for name in dict.fromkeys((FLOAT, *names)):
+            if name == BREVITAS and mode == "compiled":  # it would be compiled anew in every step
+                continue
             steps[f"{name}, {mode}"] = step = make_step(name, setting, mode == "compiled")
             for _ in range(WARM_UP + 1):
                 step()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.quantizers.layers import LearnedScale, QuantAct, WeightQuantizer
-from common.quantizers.rounding import code_range, widen
+from common.quantizers.rounding import code_range, where_kept, widen
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 
 
@@ -44,7 +44,7 @@ class _LLSQ(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, alpha = ctx.saved_tensors
         v = widen(x) / alpha
-        grad_x = torch.where((v >= ctx.low) & (v <= ctx.high), grad, 0)
+        grad_x = where_kept(grad, v, ctx.low, ctx.high)
         grad_alpha = scale_gradient(x, alpha, ctx.low, ctx.high) if ctx.needs_input_grad[1] else None
         return grad_x, grad_alpha, None, None
 

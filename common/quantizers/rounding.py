@@ -104,7 +104,14 @@ class _RoundClipped(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return torch.where((x >= 0) & (x <= ctx.high), grad, 0), None, None
+        return where_kept(grad, x, 0, ctx.high), None, None
+
+
+def where_kept(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """``grad`` where x lies in [low, high], 0 where clipping to it changed x: straight through a clipped rounding."""
+    if torch.compiler.is_compiling():  # in floats: a compiler keeps masks, and in another memory order than x
+        return (x.clamp(low, high) - x).abs().sign().neg().add(1).mul(grad)
+    return torch.where((x >= low) & (x <= high), grad, 0)
 
 
 def round_clipped(x: Tensor, bits: int, high: float) -> Tensor:

@@ -43,7 +43,7 @@ def dann_step(method: str, with_crp: bool, options: Namespace, steps: int) -> tu
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(("method", "with_crp"), [("ours", True), ("lsq", False)])
+@pytest.mark.parametrize(("method", "with_crp"), [("ours", True), ("lsq", False), ("uniform", False)])
 def test_a_compiled_step_is_the_eager_step_and_its_graph_is_whole(
     method: str, with_crp: bool, channels_last: bool
 ) -> None:
