@@ -115,7 +115,7 @@ def ratio_bars(
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel=name, xlim=(0, axes.get_xlim()[1] * 1.08), ylim=(len(labels) - 0.4, -0.6))
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
 
 
 def save(figure: Any, path: Path) -> Path:
