@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from common.deploy import packed
 from common.deploy.description import Description, class_logits
+from common.deploy.onnx import open_session
+from common.deploy.onnx_nodes import need
 from common.deploy.restore import restore
 from common.errors import UserError
 
@@ -101,14 +103,11 @@ def _logits(network: nn.Module, description: Description, device: torch.device |
 
 def _open_onnx(path: Path) -> Classifier:
     """Its first output are class logits; its metadata have the description under "network"."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(f'{path}: ONNX files need onnxruntime: python -m pip install -e ".[deploy]"') from None
+    need("onnxruntime")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; expected an ONNX file")
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = open_session(str(path))
         description = Description.from_json(session.get_modelmeta().custom_metadata_map["network"])
     except KeyError:
         raise UserError(f"{path}: an ONNX file without a description; expected one of tools/export.py") from None

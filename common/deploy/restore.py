@@ -36,15 +36,18 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
             config[one] = config[other]
     if absent := [name for name in ("model", "bitW") if name not in config]:
         raise UserError(f"{path} does not say how it was trained; type {' and '.join(f'--{name}' for name in absent)}")
-    if use_of(config["model"]).task == NO_TASK:
-        description = _of_no_task(config, path)
-    else:
-        weights = checkpoint.weights_of(content, path)
-        bias = use_of(config["model"]).class_bias
-        if bias not in weights:
-            raise UserError(f"{path}: no {bias} in it; expected a file of {config['model']}")
-        description = describe(config, len(weights[bias]), _classes(path))
-    network = description.build()
+    try:
+        if use_of(config["model"]).task == NO_TASK:
+            description = _of_no_task(config, path)
+        else:
+            weights = checkpoint.weights_of(content, path)
+            bias = use_of(config["model"]).class_bias
+            if bias not in weights:
+                raise UserError(f"{path}: no {bias} in it; expected a file of {config['model']}")
+            description = describe(config, len(weights[bias]), _classes(path))
+        network = description.build()
+    except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: no network has the configuration in it ({error}); type what it should be") from None
     report, _ = checkpoint.load_weights(network, path, description.scheme["method"])
     if missing := [name for name in report.missing if not name.endswith("num_batches_tracked")]:
         raise UserError(f"{path}: {len(missing)} tensors of {config['model']} such as {missing[0]} are not in it")

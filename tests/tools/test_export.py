@@ -262,6 +262,16 @@ def test_a_file_without_a_configuration_needs_typed_ones(trained: Path, tmp_path
         export(checkpoint=str(bare), out=str(out), model="resnet20_quant", bitW=4)
 
 
+@pytest.mark.parametrize("forged", [{"act_range": "wide"}, {"bitW": None}, {"model": ["resnet20_quant"]}])
+def test_a_configuration_that_no_network_has_is_one_line(trained: Path, tmp_path: Path, forged: dict) -> None:
+    content = torch.load(trained, weights_only=True)
+    content["config"] |= forged
+    torch.save(content, tmp_path / "forged.pt")
+    with pytest.raises(UserError) as error:
+        restore(tmp_path / "forged.pt")
+    assert "\n" not in str(error.value)
+
+
 def test_files_of_different_tasks_are_not_compared(exported: Path, tmp_path: Path) -> None:
     from evaluate import evaluate
 
@@ -280,7 +290,7 @@ def test_an_onnx_file_without_onnxruntime_says_what_to_install(tmp_path: Path, m
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"onnxruntime: .*\[deploy\]"):
+    with pytest.raises(UserError, match=r"onnxruntime is not installed; .*\[deploy\]"):
         predict(str(tmp_path / "a.png"), model=str(tmp_path / "a.onnx"))
 
 
