@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -66,6 +67,7 @@ def test_the_readme_command_runs_when_the_float_file_is_there(job: list[str], fl
     for name in ("config.json", "config.txt", "logger.log", "run/train", "run/test", "checkpoint/model_best.pt"):
         assert (folder / name).exists(), name
     log = (folder / "logger.log").read_text()
+    assert re.search(r"epoch 0: \d+ images/s, \d+\.\d % of the time waiting for data", log)
     assert "loaded 128 tensors" in log
     assert "=> Preparing data..\n=> Building model...\n" in result.stdout
     layers = json.loads((folder / "summary.json").read_text())["layers"]
