@@ -7,11 +7,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from common.conversion import quantize_model
 from common.data.demo import office31
 from common.data.folder_batches import FolderBatches
 from common.data.folders import read_domain
 from common.data.splits import partition
-from common.deploy import calibrate, convert, description, packed
+from common.deploy import calibrate, description, packed
 from common.engine.cli import run_tool
 from common.vision import models
 
@@ -29,7 +30,7 @@ def main(images: str = "", out: str = "results/own", epochs: int = 20, tuning: i
     print(f"float: {top1} {accuracy(train(network, training, epochs, lr=0.05), test):.2f}")
     results.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), results / "resnet18.pth")
-    quantized = convert.quantize_model(network, "ours", bitW=4, abitW=4)
+    quantized = quantize_model(network, "ours", bitW=4, abitW=4)
     print(f"4 bits, converted: {top1} {accuracy(quantized, test):.2f}")
     print(f"4 bits, calibrated: {top1} {accuracy(calibrate.calibrate(quantized, training), test):.2f}")
     print(f"4 bits, fine-tuned: {top1} {accuracy(train(quantized, training, tuning, lr=0.01), test):.2f}")

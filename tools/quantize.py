@@ -15,11 +15,11 @@ sys.path.insert(0, str(REPOSITORY))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from common.conversion import left_float  # noqa: E402
 from common.data.folder_batches import FolderBatches  # noqa: E402
 from common.data.folders import ImageList, read_domain  # noqa: E402
 from common.data.seeding import generator  # noqa: E402
 from common.data.splits import partition  # noqa: E402
-from common.deploy import convert  # noqa: E402
 from common.deploy.calibrate import calibrate  # noqa: E402
 from common.deploy.sensitivity import sensitivity as measure_sensitivity  # noqa: E402
 from common.engine import checkpoint, effective_bits  # noqa: E402
@@ -127,7 +127,7 @@ def run(
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     quantized = sum(isinstance(module, QuantConv2d) for module in convolutions)
     print(f"quantized {quantized} of {len(convolutions)} convolutions")
-    for name, reason in convert.left_float(network).items():
+    for name, reason in left_float(network).items():
         print(f"left float: {name}: {reason}")
     for line in effective_bits.summary_lines(effective_bits.measure(network, batches[0][0])):
         print(line)

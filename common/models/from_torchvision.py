@@ -4,7 +4,7 @@ import warnings
 
 from torch import nn
 
-from common.deploy.convert import convert
+from common.conversion.convert import convert
 from common.errors import UserError
 from common.quantizers import Scheme
 

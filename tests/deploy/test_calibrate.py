@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.conversion import quantize_model
 from common.deploy.calibrate import calibrate
-from common.deploy.convert import quantize_model
 from common.deploy.sensitivity import sensitivity
 from common.errors import UserError
 from common.models import build_model

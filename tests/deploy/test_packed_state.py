@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.conversion import quantize_model
 from common.deploy import packed
 from common.deploy.calibrate import calibrate
-from common.deploy.convert import quantize_model
 from common.errors import UserError
 from common.quantizers import METHODS
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
-from common.deploy.patterns import Patterns, carries, find_patterns, is_activation, is_positive, sources
-from common.deploy.tracing import trace
+from common.conversion.patterns import Patterns, carries, find_patterns, is_activation, is_positive, sources
+from common.conversion.tracing import trace
 from common.errors import UserError
 from common.quantizers import Scheme, make_scheme
 from common.quantizers.layers import QuantConv2d, Quantizer, WeightQuantizer

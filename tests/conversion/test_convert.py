@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.deploy.convert import LeftFloat, left_float, quantize_model
+from common.conversion import LeftFloat, left_float, quantize_model
 from common.engine.effective_bits import measure
 from common.errors import UserError
 from common.models import build_model
