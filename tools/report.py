@@ -4,7 +4,6 @@ python tools/report.py results/compare/resnet20_demo --out report.html
 python tools/report.py "experiment/ours/*" experiment/float/res20_32bit
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from page.jobs import find, read_all  # noqa: E402
 
 from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.writing import write_whole  # noqa: E402
 
 
 def report(*jobs: Any, out: str = "results/report.html", every_seed: bool = False, **unknown: Any) -> None:
@@ -42,9 +42,7 @@ def report(*jobs: Any, out: str = "results/report.html", every_seed: bool = Fals
     runs = read_all(find(patterns))
     page = render(runs, every_seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, page)
     for run in runs:
         for line in [run.problem] if run.problem else run.notes:
             print(f"{run.folder}: {line}", file=sys.stderr)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from common.deploy import packed
 from common.deploy.description import Description, class_logits
+from common.deploy.extras import need
 from common.deploy.onnx import open_session
-from common.deploy.onnx_nodes import need
 from common.deploy.restore import restore
 from common.errors import UserError
 

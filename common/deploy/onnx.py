@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from common.deploy.extras import need
 from common.deploy.graph import trace
 from common.deploy.onnx_graph import GraphWriter
-from common.deploy.onnx_nodes import need
-from common.deploy.writing import write_whole
+from common.writing import write_whole
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear
 IR_VERSION = 10  # that opset's

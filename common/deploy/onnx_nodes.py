@@ -1,25 +1,12 @@
 """ONNX nodes and constants as they are written, one after the other; a tensor is known by its name."""
 
-import importlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-
-
-def need(name: str) -> Any:
-    """The module ``name`` of the deploy extra.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(f'{name} is not installed; python -m pip install -e ".[deploy]" brings it') from None
+from common.deploy.extras import need
 
 
 class Nodes:

@@ -8,16 +8,16 @@ file complete; ``save_state`` and ``load_into`` for any other, which the user bu
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.deploy.description import Description
+from common.deploy.extras import need
 from common.deploy.packed_tensors import check, fill, tensors_of
-from common.deploy.writing import write_whole
 from common.errors import UserError
 from common.quantizers.layers import QuantAct
+from common.writing import write_whole
 
 FORMAT, STATE_FORMAT, VERSION = "alignq-packed", "alignq-packed-state", 1
 EXPECTED = {
@@ -101,10 +101,10 @@ def _same_activations(found: dict[str, str], expected: dict[str, str]) -> None:
 
 
 def _write(network: nn.Module, form: str, text: str, path: Path) -> None:
-    safetensors = _safetensors()
+    torch_files = need("safetensors.torch")
     tensors = tensors_of(network.eval())
     metadata = {"format": form, "format_version": str(VERSION), "network": text, "sha256": _checksum(text, tensors)}
-    write_whole(path, safetensors.torch.save(tensors, metadata))
+    write_whole(path, torch_files.save(tensors, metadata))
 
 
 def _open(path: Path, form: str) -> tuple[str, dict[str, Tensor]]:
@@ -131,7 +131,7 @@ def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    safetensors = _safetensors()
+    safetensors = need("safetensors")
     if not path.is_file():
         raise UserError(
             f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}; expected a packed network"
@@ -141,11 +141,3 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{path}: not a complete safetensors file ({error}); copy or export it again") from None
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise UserError('packed files need safetensors: python -m pip install -e ".[deploy]"') from None
-    return safetensors

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from common.deploy.activations import codes_of, has_codes
+from common.deploy.extras import need
 from common.deploy.graph import trace
 from common.deploy.integer import integer_network
 from common.deploy.onnx import open_session
-from common.deploy.onnx_nodes import need
 from common.deploy.rounding_error import bounded_positions
 from common.deploy.thresholds import Thresholds
 from common.quantizers.layers import QuantAct

@@ -9,8 +9,8 @@ from torch import nn
 
 from common.deploy.activations import settled_scale
 from common.deploy.graph import trace
-from common.deploy.writing import write_whole
 from common.quantizers.layers import LearnedScale, QuantConv2d
+from common.writing import write_whole
 
 
 @torch.no_grad()

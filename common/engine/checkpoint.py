@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.quantizers.layers import QuantConv2d, Quantizer, WeightQuantizer
+from common.writing import write_whole
 
 STATE_KEYS = ("state_dict_t", "state_dict")
 RESUME_KEYS = ("optimizer_t", "scheduler_t", "random", "crp", "crp_others", "amp")  # what only a resumed run reads
@@ -27,15 +28,7 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     """
     buffer = io.BytesIO()  # so that a full disk is an OSError and not an error of the archive's writer
     torch.save(dict(state), buffer)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, buffer.getbuffer())
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

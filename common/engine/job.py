@@ -4,7 +4,6 @@ import argparse
 import fcntl
 import json
 import logging
-import os
 import platform
 import shutil
 import sys
@@ -21,6 +20,7 @@ from common.engine.device import random_state, set_random_state
 from common.engine.options import BARE, recorded
 from common.engine.tasks import Task
 from common.errors import UserError
+from common.writing import write_whole
 
 PROGRAM = "alignq"  # in config.json: says that the folder is ours
 SAME_RUN = ("model", "method", "bitW", "abitW", "demo", "seed", "train_batch_size", "src_data", "tgt_data")
@@ -136,9 +136,7 @@ class Job:
             "command": sys.argv,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         }
-        temporary = self.folder / ".config.json.tmp"
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, self.folder / "config.json")
+        write_whole(self.folder / "config.json", json.dumps(content, indent=1) + "\n")
         lines = [time.strftime("%Y-%m-%d-%H:%M:%S"), "", *(f"{key}: {value}" for key, value in values.items()), "", ""]
         (self.folder / "config.txt").write_text("\n".join(lines))
 
@@ -186,9 +184,7 @@ class Job:
     def write_json(self, name: str, content: Any) -> None:
         if not self.writes:
             return
-        temporary = self.folder / f".{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, self.folder / name)
+        write_whole(self.folder / name, json.dumps(content, indent=1) + "\n")
 
     def save(self, state: dict[str, Any], epoch: int, is_best: bool) -> None:
         """Write model_best.pt (if it is), model_N.pt (by --save_every), and last.pt after them: it vouches for both."""
@@ -247,9 +243,7 @@ class Job:
         if not rows:
             path.unlink(missing_ok=True)
             return
-        temporary = self.folder / ".metrics.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, path)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def close(self) -> None:
         """Flush the writers and let go of the folder."""

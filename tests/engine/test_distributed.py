@@ -223,10 +223,9 @@ def test_a_batch_that_cannot_be_shared_is_refused_once(pair: Any, tmp_path: Path
     assert not (tmp_path / "job").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there it works")
 def test_synchronised_batch_norm_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--sync_bn needs CUDA devices"):
-        single_domain.run(RESNET20, ["--sync_bn", "--job_dir", str(tmp_path)])
+        single_domain.run(RESNET20, ["--sync_bn", "--device", "cpu", "--job_dir", str(tmp_path)])
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ class Found:
         try:
             with self.path.open("rb") as source, open(to, "wb") as target:
                 shutil.copyfileobj(source, target)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:  # RuntimeError: a password
+        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+            # zipfile's own: RuntimeError for a password, NotImplementedError for a compression that it does not know
             raise UserError(f"cannot be read: {reason(error)}") from None
 
 

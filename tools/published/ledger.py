@@ -1,12 +1,12 @@
 """The lock file beside fetched weights: the SHA-256 of each, and where it came from."""
 
 import json
-import os
 import re
 from pathlib import Path
 
 from common.data.download import sha256_of
 from common.errors import UserError
+from common.writing import write_whole
 from published.layout import safe_name
 
 NAME = "fetched.lock.json"
@@ -41,12 +41,7 @@ def record(folder: Path, name: str, sha256: str, source: str) -> None:
     """Write down that ``folder``/``name`` has this checksum and came from ``source``."""
     path = folder / NAME
     files = {**read(path), name: {"sha256": sha256, "source": source}}
-    temporary = path.with_name(f".{NAME}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps({"format": _FORMAT, "files": dict(sorted(files.items()))}, indent=1) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps({"format": _FORMAT, "files": dict(sorted(files.items()))}, indent=1) + "\n")
 
 
 def state(folder: Path, name: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 import pictures
 from matplotlib import pyplot as plt
+
+from common.writing import write_whole
 
 COUNTED = 4096  # distinct inputs up to which common.engine.effective_bits counts them
 Row = dict[str, Any]
@@ -91,9 +92,7 @@ def merge(path: Path, rows: Sequence[Row]) -> None:
     lines = path.read_text().splitlines() if path.exists() else []
     known = {entry["cell"]: entry for entry in map(json.loads, lines)}
     known |= {entry["cell"]: entry for entry in rows}
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in known.values()))
-    os.replace(temporary, path)
+    write_whole(path, "".join(json.dumps(entry) + "\n" for entry in known.values()))
 
 
 def statistics(rows: Iterable[Row], value: Value) -> dict[tuple[str, int], tuple[float, float, int]]:

@@ -1,0 +1,18 @@
+"""Packages of the deploy extra, imported where they are used."""
+
+import importlib
+from typing import Any
+
+from common.errors import UserError
+
+
+def need(name: str) -> Any:
+    """The module ``name``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f'{name} is not installed; python -m pip install -e ".[deploy]" brings it') from None
