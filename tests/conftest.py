@@ -117,6 +117,31 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     return lambda: folder
 
 
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo data, cut to 256 training and 100 test images so that an epoch takes a second."""
+    from common.data import cifar10
+    from common.data.demo import cifar10 as demo
+    from common.data.demo.cifar10 import python2_pickle
+
+    root = tmp_path_factory.mktemp("data")
+    folder = demo.write(root / "demo" / "cifar10")
+    train, test = cifar10.load(folder)
+    for name, images, part in [
+        *((f"data_batch_{i + 1}", train, slice(i * 52, (i + 1) * 52)) for i in range(5)),
+        ("test_batch", test, slice(0, 100)),
+    ]:
+        path = next(folder.rglob(name))
+        batch = {
+            "batch_label": name,
+            "labels": images.labels[part].tolist(),
+            "data": images.images[part].flatten(1).numpy(),
+            "filenames": [f"{i}.png" for i in range(len(images.labels[part]))],
+        }
+        path.write_bytes(python2_pickle(batch))
+    return root
+
+
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict_t"]
 

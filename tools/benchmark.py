@@ -24,9 +24,9 @@ import torch  # noqa: E402
 from timing import measuring  # noqa: E402
 from timing.steps import BREVITAS, CRP_KIND, FLOAT, NETWORKS, Setting, make_step  # noqa: E402
 
-from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.quantizers import METHODS  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 MODES = ("eager", "compiled")
 WARM_UP = 2  # steps before the clock: memory is mapped, learned scales are initialised, code is compiled

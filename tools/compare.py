@@ -29,10 +29,10 @@ from runs.command_line import (  # noqa: E402
 from runs.launcher import Command, Launcher  # noqa: E402
 from runs.programs import main_of, programs  # noqa: E402
 
-from common.engine.cli import run_tool  # noqa: E402
-from common.engine.tasks import Task  # noqa: E402
+from common.config.tasks import Task  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.quantizers import METHODS  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 TYPED_HERE = {  # flags of main.py that this program gives every run itself
     *("method", "bitW", "abitW", "seed", "job_dir", "source_dir", "source_file", "pretrained", "config"),

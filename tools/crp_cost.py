@@ -15,7 +15,7 @@ import torch  # noqa: E402
 from timing import measuring  # noqa: E402
 from timing.steps import CRP_KIND, OURS, Setting, make_step  # noqa: E402
 
-from common.engine.cli import run_tool  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 
 def measure(

@@ -17,8 +17,8 @@ import numpy as np  # noqa: E402
 import pictures  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 
-from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 
 def read(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -13,8 +13,8 @@ import pictures  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from scipy.stats import norm  # noqa: E402
 
-from common.engine import checkpoint  # noqa: E402
-from common.engine.cli import run_tool  # noqa: E402
+from common.runs import checkpoint  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 LAYER = "layers.4.conv0.weight"
 

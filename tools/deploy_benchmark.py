@@ -18,11 +18,11 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.fx.experimental.optimization import fuse  # noqa: E402
 
-from common.deploy.fast import CompiledNetwork, fast_network  # noqa: E402
 from common.deploy.graph import trace  # noqa: E402
-from common.engine.cli import run_tool  # noqa: E402
+from common.deploy.integer.fast import CompiledNetwork, fast_network  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.models import build_model  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "resnet20": ("resnet20_quant", 32, {}),

@@ -17,18 +17,18 @@ from export import refuse_unknown  # noqa: E402
 from predict import BATCH, prepare  # noqa: E402
 from torch import Tensor, tensor  # noqa: E402
 
+from common.config.options import parse  # noqa: E402
+from common.config.tasks import Task  # noqa: E402
+from common.data.cross_domain import load_digits, load_office  # noqa: E402
 from common.data.folders import ImageList, read_domain, some_of  # noqa: E402
+from common.data.single_domain import load_data  # noqa: E402
 from common.deploy.description import NO_TASK, Description  # noqa: E402
 from common.deploy.files import Classifier, open_file  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS  # noqa: E402
-from common.engine.cli import run_tool  # noqa: E402
-from common.engine.cross_data import load_digits, load_office  # noqa: E402
-from common.engine.device import choose_device  # noqa: E402
 from common.engine.meters import Sums, precision  # noqa: E402
-from common.engine.options import parse  # noqa: E402
-from common.engine.single_data import load_data  # noqa: E402
-from common.engine.tasks import Task  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.machine.device import choose_device  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 DATA_FLAGS = (
     *("demo", "data_dir", "tgt_data_dir", "download", "src_data", "tgt_data", "train_split", "seed", "allow_partial"),

@@ -20,11 +20,11 @@ from torch import nn  # noqa: E402
 from common.deploy import packed  # noqa: E402
 from common.deploy.description import Description  # noqa: E402
 from common.deploy.files import ONNX, PACKED, PROGRAM  # noqa: E402
-from common.deploy.onnx import export_onnx  # noqa: E402
+from common.deploy.onnx.export import export_onnx  # noqa: E402
 from common.deploy.program import save_program  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
-from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 
 def save_onnx(network: nn.Module, description: Description, path: Path) -> None:

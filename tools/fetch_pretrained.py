@@ -21,11 +21,11 @@ from published.by_hand import contents  # noqa: E402
 from published.layout import TASKS, check, folder_of, is_weights, owner_of, place, safe_name, wanted  # noqa: E402
 from published.sources import Remote, transfer  # noqa: E402
 
+from common.config import recipes  # noqa: E402
+from common.config.tasks import Task  # noqa: E402
 from common.data.download import reason  # noqa: E402
-from common.engine import recipes  # noqa: E402
-from common.engine.cli import INTERRUPTED, run_cleanly  # noqa: E402
-from common.engine.tasks import Task  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runs.cli import INTERRUPTED, run_cleanly  # noqa: E402
 
 STATES = {
     "missing": "missing",

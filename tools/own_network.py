@@ -7,13 +7,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from common.conversion import quantize_model
+from common.conversion import calibrate, quantize_model
 from common.data.demo import office31
 from common.data.folder_batches import FolderBatches
 from common.data.folders import read_domain
 from common.data.splits import partition
-from common.deploy import calibrate, description, packed
-from common.engine.cli import run_tool
+from common.deploy import description, packed
+from common.runs.cli import run_tool
 from common.vision import models
 
 

@@ -3,7 +3,7 @@
     python tools/parity.py --checkpoint job/checkpoint/model_best.pt
 
 Of every form it says how many activation codes differ from the fake-quantized network's and from float64's, and how
-many of those float32 rounding does not explain (common/deploy/rounding_error.py derives the bound): expect 0.
+many of those float32 rounding does not explain (common/measure/rounding_error.py derives the bound): expect 0.
 """
 
 import sys
@@ -25,9 +25,12 @@ from common.deploy import packed  # noqa: E402
 from common.deploy.description import Description  # noqa: E402
 from common.deploy.files import PACKED, Classifier, FastLogits  # noqa: E402
 from common.deploy.graph import ClassLogits  # noqa: E402
-from common.deploy.integer import integer_network  # noqa: E402
-from common.deploy.onnx import onnx_model, open_session  # noqa: E402
-from common.deploy.parity import (  # noqa: E402
+from common.deploy.integer.network import integer_network  # noqa: E402
+from common.deploy.onnx.export import onnx_model, open_session  # noqa: E402
+from common.deploy.program import exported_program  # noqa: E402
+from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
+from common.errors import UserError  # noqa: E402
+from common.measure.parity import (  # noqa: E402
     LayerParity,
     compare,
     compare_fast,
@@ -37,10 +40,7 @@ from common.deploy.parity import (  # noqa: E402
     references,
     total,
 )
-from common.deploy.program import exported_program  # noqa: E402
-from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
-from common.engine.cli import run_tool  # noqa: E402
-from common.errors import UserError  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 LARGE = 64  # side of an image from which on fewer are compared layer by layer
 

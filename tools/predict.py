@@ -21,8 +21,8 @@ from torch import Tensor  # noqa: E402
 from common.data.folders import ImageList  # noqa: E402
 from common.deploy.files import Classifier, open_file  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS  # noqa: E402
-from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 BATCH = 32
 

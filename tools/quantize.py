@@ -16,18 +16,19 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from common.conversion import left_float  # noqa: E402
+from common.conversion.calibrate import calibrate  # noqa: E402
+from common.conversion.sensitivity import sensitivity as measure_sensitivity  # noqa: E402
 from common.data.folder_batches import FolderBatches  # noqa: E402
 from common.data.folders import ImageList, read_domain  # noqa: E402
 from common.data.seeding import generator  # noqa: E402
 from common.data.splits import partition  # noqa: E402
-from common.deploy.calibrate import calibrate  # noqa: E402
-from common.deploy.sensitivity import sensitivity as measure_sensitivity  # noqa: E402
-from common.engine import checkpoint, effective_bits  # noqa: E402
-from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.measure import effective_bits  # noqa: E402
 from common.models import build_model  # noqa: E402
 from common.models.from_torchvision import PREFIX  # noqa: E402
 from common.quantizers.layers import QuantConv2d, Quantizer  # noqa: E402
+from common.runs import checkpoint  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 MEASURED = 2  # batches for the sensitivity, which runs them four times for each quantizer
 

@@ -14,8 +14,8 @@ sys.path.insert(0, str(REPOSITORY))
 from page.document import render  # noqa: E402
 from page.jobs import find, read_all  # noqa: E402
 
-from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 from common.writing import write_whole  # noqa: E402
 
 

@@ -31,8 +31,8 @@ from runs.launcher import Command, Launcher  # noqa: E402
 from runs.programs import main_of, programs  # noqa: E402
 from runs.rows import Run, plan, select, tasks_named  # noqa: E402
 
-from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 TYPED_HERE = {  # flags of main.py that this program gives every run itself
     *("method", "grad_approx", "bitW", "abitW", "src_data", "tgt_data", "model", "target_model", "job_dir"),

@@ -16,9 +16,9 @@ from runs.command_line import positive, words_of  # noqa: E402
 
 from common.deploy import packed  # noqa: E402
 from common.deploy.description import describe  # noqa: E402
-from common.engine.cli import run_tool  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.models import MODELS  # noqa: E402
+from common.runs.cli import run_tool  # noqa: E402
 
 
 def sizes(bits: Any = "8,4,2", **unknown: Any) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.config.tasks import Kind
 from common.data import cifar10, digits, office31
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.folder_batches import IMAGENET_MEAN, IMAGENET_STD
-from common.engine.tasks import Kind
 from common.errors import UserError
 from common.models import build_model
 from common.models.from_torchvision import PREFIX

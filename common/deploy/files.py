@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.deploy import packed
 from common.deploy.description import Description, class_logits
 from common.deploy.extras import need
-from common.deploy.onnx import open_session
+from common.deploy.onnx.export import open_session
 from common.deploy.restore import restore
 from common.errors import UserError
 
@@ -42,7 +42,7 @@ def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False
 
     Args:
         device: where a checkpoint or a packed network computes; onnxruntime takes the CPU.
-        fast: compile a checkpoint or a packed network to the int8 layers of common.deploy.fast, on the CPU; the
+        fast: compile a checkpoint or a packed network to the int8 layers of common.deploy.integer.fast, on the CPU; the
             first batch waits for that, and none may be larger.
         typed: flags for a checkpoint, as ``restore`` takes them.
     Raises:
@@ -76,13 +76,13 @@ class FastLogits:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        from common.deploy.fast import fast_graph  # its import brings Inductor, which takes a second
+        from common.deploy.integer.fast import fast_graph  # its import brings Inductor, which takes a second
 
         self.graph = fast_graph(network)  # refuses at once what it does not know
         self.compiled: Any = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        from common.deploy.fast import CompiledNetwork
+        from common.deploy.integer.fast import CompiledNetwork
 
         if self.compiled is None:
             self.compiled = CompiledNetwork(self.graph, tuple(images.shape))

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from common.config.options import FLAGS
 from common.deploy.description import NO_TASK, Description, describe, use_of
-from common.engine import checkpoint
-from common.engine.options import FLAGS
 from common.errors import UserError
+from common.runs import checkpoint
 
 NETWORK_FLAGS = ("method", "bitW", "abitW", "act_range", "levels", "stage", "img_size", "quant_shortcut")
 

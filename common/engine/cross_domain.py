@@ -8,23 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.engine import acceleration, distributed, feature_map
-from common.engine.acceleration import Acceleration
-from common.engine.backbone import IMAGENET, NONE, load_backbone
-from common.engine.cli import run_cleanly
-from common.engine.cross_data import CrossData, cyclic, load_digits, load_office
+from common.adaptation.objectives import DANN, DSAN, Objective
+from common.admm.preservation import crp_state, make_crp, wants_crp
+from common.config.naming import name_files
+from common.config.options import parse
+from common.config.tasks import Task
+from common.data.cross_domain import CrossData, cyclic, load_digits, load_office
 from common.engine.cross_evaluation import evaluate, finish, test_only
-from common.engine.device import choose_device, seed_everything
-from common.engine.job import Job
 from common.engine.meters import FiniteWatch, Pace, Sums, precision, progress_bar
-from common.engine.naming import name_files
-from common.engine.objectives import DANN, DSAN, Objective
-from common.engine.options import parse
-from common.engine.preservation import crp_state, make_crp, wants_crp
 from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
-from common.engine.start import load_source, make_model, scheme_options
-from common.engine.tasks import Task
+from common.machine import acceleration, distributed
+from common.machine.acceleration import Acceleration
+from common.machine.device import choose_device, seed_everything
+from common.measure import feature_map
+from common.models.backbone import IMAGENET, NONE, load_backbone
 from common.quantizers import make_scheme
+from common.runs.cli import run_cleanly
+from common.runs.job import Job
+from common.runs.start import load_source, make_model, scheme_options
 
 
 def main(task: Task, argv: Sequence[str] | None = None) -> None:

@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.engine import checkpoint, distributed, effective_bits, feature_map, relation_error
-from common.engine.cross_data import DOMAINS, Batches, CrossData
-from common.engine.job import Job
+from common.adaptation.objectives import Objective
+from common.data.cross_domain import DOMAINS, Batches, CrossData
 from common.engine.meters import Sums, cross_entropy, precision
-from common.engine.objectives import Objective
+from common.machine import distributed
+from common.measure import effective_bits, feature_map, relation_error
+from common.runs import checkpoint
+from common.runs.job import Job
 
 
 @torch.no_grad()

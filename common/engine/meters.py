@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from common.engine import distributed
 from common.errors import UserError
+from common.machine import distributed
 
 
 class Sums:

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.config.naming import name_files
+from common.config.options import parse
+from common.config.tasks import Task
+from common.data.single_domain import load_data
 from common.data.tensors import TensorBatches
-from common.engine import acceleration, distributed
-from common.engine.acceleration import Acceleration
-from common.engine.cli import run_cleanly
-from common.engine.device import choose_device, seed_everything
-from common.engine.job import Job
 from common.engine.meters import FiniteWatch, Pace, Sums, cross_entropy, precision, progress_bar
-from common.engine.naming import name_files
-from common.engine.options import parse
 from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
-from common.engine.single_data import load_data
 from common.engine.single_evaluation import evaluate, finish, test_only
-from common.engine.start import load_source, make_model
-from common.engine.tasks import Task
+from common.machine import acceleration, distributed
+from common.machine.acceleration import Acceleration
+from common.machine.device import choose_device, seed_everything
+from common.runs.cli import run_cleanly
+from common.runs.job import Job
+from common.runs.start import load_source, make_model
 
 
 def main(task: Task, argv: Sequence[str] | None = None) -> None:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from common.data.corruptions import STRENGTHS, corrupt
+from common.data.single_domain import make_batches
 from common.data.tensors import TensorBatches
-from common.engine import checkpoint, distributed, effective_bits, feature_map, relation_error
-from common.engine.job import Job
 from common.engine.meters import Sums, cross_entropy, precision
-from common.engine.single_data import make_batches
+from common.machine import distributed
+from common.measure import effective_bits, feature_map, relation_error
+from common.runs import checkpoint
+from common.runs.job import Job
 
 
 def evaluate(model: nn.Module, batches: TensorBatches, job: Job, epoch: int, split: str = "test") -> dict[str, float]:

@@ -6,8 +6,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
+from common.config.tasks import Task  # noqa: E402
 from common.engine.single_domain import main  # noqa: E402
-from common.engine.tasks import Task  # noqa: E402
 
 DEFAULTS = {"bitW": 2, "lr_decay_steps": [80, 150]}
 TASK = Task("resnet20", "single", FOLDER, model="resnet20_quant", stem="res20", defaults=DEFAULTS)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.conversion import LeftFloat, left_float, quantize_model
-from common.engine.effective_bits import measure
 from common.errors import UserError
+from common.measure.effective_bits import measure
 from common.models import build_model
 from common.models.resnet50 import Bottleneck
 from common.quantizers import METHODS, make_scheme

@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
 
-from common.deploy import fast, packed
+from common.deploy import packed
 from common.deploy.description import describe
-from common.deploy.fast import CompiledNetwork, fast_graph
-from common.deploy.fast_layers import Int8Layer, Levels, SumAndReLU
 from common.deploy.files import open_file
 from common.deploy.graph import ClassLogits
-from common.deploy.integer_layers import weight_integers
-from common.deploy.parity import compare_fast, references, total
+from common.deploy.integer import fast
+from common.deploy.integer.fast import CompiledNetwork, fast_graph
+from common.deploy.integer.fast_layers import Int8Layer, Levels, SumAndReLU
+from common.deploy.integer.layers import weight_integers
 from common.errors import UserError
+from common.measure.parity import compare_fast, references, total
 from common.models import build_model
 from common.quantizers.alignq import METHOD, AlignAct
 from common.quantizers.scheme import Scheme

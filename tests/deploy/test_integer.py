@@ -5,11 +5,11 @@ import torch
 from torch import fx, nn
 
 from common.deploy.graph import ClassLogits
-from common.deploy.integer import integer_network
-from common.deploy.integer_layers import FirstConv, IntegerConv2d, PixelMean, ToFloat
-from common.deploy.parity import LayerParity, compare_integer, references, total
-from common.deploy.thresholds import Thresholds
+from common.deploy.integer.layers import FirstConv, IntegerConv2d, PixelMean, ToFloat
+from common.deploy.integer.network import integer_network
+from common.deploy.integer.thresholds import Thresholds
 from common.errors import UserError
+from common.measure.parity import LayerParity, compare_integer, references, total
 from common.models import build_model
 from common.quantizers import METHODS
 from common.quantizers.alignq import AlignAct

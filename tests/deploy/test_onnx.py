@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from common.deploy import onnx as deploy_onnx
 from common.deploy.graph import ClassLogits
-from common.deploy.onnx import OPSET, export_onnx, onnx_model, open_session
-from common.deploy.parity import LayerParity, compare_onnx, references, total
+from common.deploy.onnx.export import OPSET, export_onnx, onnx_model, open_session
+from common.deploy.onnx import export as deploy_onnx
 from common.errors import UserError
+from common.measure.parity import LayerParity, compare_onnx, references, total
 from common.models import build_model
 from common.quantizers import METHODS
 from common.quantizers.apot import APoTAct

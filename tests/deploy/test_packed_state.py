@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from common.conversion import quantize_model
+from common.conversion.calibrate import calibrate
 from common.deploy import packed
-from common.deploy.calibrate import calibrate
 from common.errors import UserError
 from common.quantizers import METHODS
 

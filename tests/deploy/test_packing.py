@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.deploy.packing import code_bits, decode, encode, levels_of, pack, unpack
+from common.deploy.packed.packing import code_bits, decode, encode, levels_of, pack, unpack
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.layers import WeightQuantizer
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.deploy.thresholds import Thresholds, integer_thresholds
+from common.deploy.integer.thresholds import Thresholds, integer_thresholds
 
 SUMS = torch.arange(-3000, 3001, dtype=torch.int32)
 

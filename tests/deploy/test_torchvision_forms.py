@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.deploy.calibrate import calibrate
-from common.deploy.onnx import export_onnx, open_session
-from common.deploy.parity import compare_fast, compare_integer, references, total
+from common.conversion.calibrate import calibrate
+from common.deploy.onnx.export import export_onnx, open_session
 from common.errors import UserError
+from common.measure.parity import compare_fast, compare_integer, references, total
 from common.models import build_model
 
 SHAPE = (3, 32, 32)

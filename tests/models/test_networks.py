@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from common.config.tasks import Task
 from common.engine import single_domain
-from common.engine.effective_bits import distinct
-from common.engine.tasks import Task
 from common.errors import UserError
+from common.measure.effective_bits import distinct
 from common.models import MODELS, build_model
 from common.quantizers import METHODS
 from common.quantizers.layers import QuantAct, QuantConv2d, Quantizer, WeightQuantizer

@@ -14,9 +14,9 @@ import pytest
 from runs import result_tables
 from runs.cells import VARIANTS, Cell, defines, plan
 
+from common.config.options import parse
+from common.config.tasks import Task
 from common.data.demo import cifar10
-from common.engine.options import parse
-from common.engine.tasks import Task
 from common.errors import UserError
 from common.quantizers import METHODS
 from tests.conftest import REPOSITORY

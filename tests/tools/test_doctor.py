@@ -10,8 +10,8 @@ import pytest
 from published import needs
 from published.layout import TASKS, folder_of, wanted
 
-from common.engine import recipes
-from common.engine.tasks import Task
+from common.config import recipes
+from common.config.tasks import Task
 from common.errors import UserError
 from tests.conftest import REPOSITORY
 

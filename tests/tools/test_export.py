@@ -12,17 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+from common.config.tasks import Task
 from common.data import cifar10
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.demo.folder import build_once
 from common.deploy import packed
 from common.deploy.description import Description, describe
 from common.deploy.restore import restore
-from common.engine import checkpoint
 from common.engine.single_domain import run
-from common.engine.tasks import Task
 from common.errors import UserError
 from common.models import build_model
+from common.runs import checkpoint
 from tests.conftest import REPOSITORY, fill_by_name
 
 TEST_IMAGES = 40

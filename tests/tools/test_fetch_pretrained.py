@@ -22,10 +22,10 @@ import torch
 from published import ledger, sources
 from published.layout import TASKS, check, folder_of, place, wanted
 
-from common.engine import checkpoint
-from common.engine.naming import find_source
+from common.config.naming import find_source
 from common.errors import UserError
 from common.models import build_model
+from common.runs import checkpoint
 from tests.conftest import REPOSITORY
 from tests.tools.weights_server import PAGE, Site, serve
 

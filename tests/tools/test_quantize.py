@@ -14,9 +14,9 @@ from common.data.folder_batches import FolderBatches
 from common.data.folders import read_domain
 from common.deploy import packed
 from common.deploy.restore import restore
-from common.engine import checkpoint
 from common.errors import UserError
 from common.models import build_model
+from common.runs import checkpoint
 from tests.conftest import REPOSITORY
 
 

@@ -19,9 +19,9 @@ from page import cells, plots
 from page.jobs import read
 from PIL import Image
 
+from common.config.tasks import Task
 from common.data.demo import cifar10, digits
 from common.engine import cross_domain, single_domain
-from common.engine.tasks import Task
 from common.errors import UserError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

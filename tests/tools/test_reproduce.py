@@ -13,10 +13,10 @@ from runs.anchors import ANCHORS
 from runs.programs import programs
 from runs.rows import label, plan, select
 
+from common.config import recipes
+from common.config.options import parse
+from common.config.tasks import REPOSITORY, Task
 from common.data.demo import cifar10
-from common.engine import recipes
-from common.engine.options import parse
-from common.engine.tasks import REPOSITORY, Task
 from common.errors import UserError
 from tests.conftest import refusal, run
 

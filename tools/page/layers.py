@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.engine import checkpoint
-from common.engine.start import make_model
 from common.quantizers.layers import QuantConv2d
 from common.quantizers.rounding import FLOAT_BITS
+from common.runs import checkpoint
+from common.runs.start import make_model
 from page.jobs import Run
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import norm
 
-from common.engine import feature_map
+from common.measure import feature_map
 from page import svg
 from page.layers import Layer
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from common.config.tasks import Task
 from common.data.download import lock, sha256_of
-from common.engine.tasks import Task
 from common.errors import UserError
 from published import ledger
 from published.layout import check

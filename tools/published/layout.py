@@ -6,11 +6,12 @@ from pathlib import Path, PurePosixPath
 
 from runs.programs import programs
 
-from common.engine import checkpoint, recipes
-from common.engine.naming import PREFIXES, PUBLISHED_NAMES, file_of
-from common.engine.tasks import Task
+from common.config import recipes
+from common.config.naming import PREFIXES, PUBLISHED_NAMES, file_of
+from common.config.tasks import Task
 from common.errors import UserError
 from common.models import build_model
+from common.runs import checkpoint
 
 SUFFIXES = (".pt", ".pth", ".tar")  # densenet_40.pt.tar is not an archive
 TASKS = {name: programs()[name][-1] for name in recipes.TABLES}  # with CRP, where a task has it

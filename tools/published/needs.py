@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
+from common.config import recipes
+from common.config.naming import PUBLISHED_NAMES, name_files, source_candidates
+from common.config.options import parse
+from common.config.tasks import REPOSITORY, Task
 from common.data import cifar10, digits, office31
 from common.data.locate import data_folder
-from common.engine import recipes
-from common.engine.naming import PUBLISHED_NAMES, name_files, source_candidates
-from common.engine.options import parse
-from common.engine.tasks import REPOSITORY, Task
 
 FIRST_RUN = "the first run downloads it, or now"
 BY_HAND = "by hand"

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 from common.data.download import is_web_page
-from common.engine.cli import DISK_FAULTS
 from common.errors import UserError
+from common.runs.cli import DISK_FAULTS
 from published import ledger
 
 TIMEOUT = 30  # seconds without a byte

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from common.engine.cli import INTERRUPTED
 from common.errors import UserError
+from common.runs.cli import INTERRUPTED
 from runs.launcher import Command, Launcher, Outcome, device_environment, run_all
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.engine import recipes
+from common.config import recipes
 from common.quantizers import METHODS, Method
 from runs import result_tables
 

@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from common.engine.options import flags_of
-from common.engine.tasks import Task
+from common.config.options import flags_of
+from common.config.tasks import Task
 from common.errors import UserError
 
 WITHOUT_EFFECT = {"data_dir", "download", "device", "gpus", "num_workers", "print_freq", "save_every"}  # on a result

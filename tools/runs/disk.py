@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from common.config.options import parse
 from common.engine.cross_domain import model_arguments
-from common.engine.options import parse
-from common.engine.start import scheme_options
 from common.errors import UserError
 from common.models import build_model
+from common.runs.start import scheme_options
 from runs.rows import Run
 
 FULL_FILES = 3  # of a run in progress: last.pt, model_best.pt and the one being written

@@ -4,7 +4,7 @@ import runpy
 from functools import cache
 from pathlib import Path
 
-from common.engine.tasks import REPOSITORY, Task
+from common.config.tasks import REPOSITORY, Task
 
 
 @cache

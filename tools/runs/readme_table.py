@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.engine.tasks import Task
+from common.config.tasks import Task
 from runs.anchors import ANCHORS, Anchor
 from runs.cells import FLOAT_BITS
 from runs.rows import PARTS, Run, label

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 
 from common.writing import write_whole
 
-COUNTED = 4096  # distinct inputs up to which common.engine.effective_bits counts them
+COUNTED = 4096  # distinct inputs up to which common.measure.effective_bits counts them
 Row = dict[str, Any]
 Value = Callable[[Row], float | None]
 

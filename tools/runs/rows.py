@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.engine import recipes
-from common.engine.checkpoint import keep_weights_alone
-from common.engine.naming import find_source, name_files
-from common.engine.options import FLAGS, parse
-from common.engine.tasks import Task
+from common.config import recipes
+from common.config.naming import find_source, name_files
+from common.config.options import FLAGS, parse
+from common.config.tasks import Task
 from common.errors import UserError
+from common.runs.checkpoint import keep_weights_alone
 from runs.cells import BEST, FLOAT_BITS
 from runs.command_line import flag_names
 from runs.programs import programs

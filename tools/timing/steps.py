@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.adaptation.objectives import DANN
 from common.admm.crp import CRP
-from common.engine.acceleration import Acceleration
 from common.engine.meters import cross_entropy
-from common.engine.objectives import DANN
 from common.errors import UserError
+from common.machine.acceleration import Acceleration
 from common.models import MODELS, build_model
 
 NETWORKS = {"resnet20": "resnet20_quant", "resnet50": "resnet50_dann"}

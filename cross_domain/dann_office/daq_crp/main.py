@@ -6,8 +6,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[2]))
 
+from common.config.tasks import Task  # noqa: E402
 from common.engine.cross_domain import main  # noqa: E402
-from common.engine.tasks import Task  # noqa: E402
 
 DEFAULTS = {"src_data": "dslr", "tgt_data": "webcam", "bitW": 5, "train_batch_size": 28, "eval_batch_size": 28}
 TASK = Task("dann_office", "dann", FOLDER, model="resnet50_dann", crp=True, defaults=DEFAULTS)

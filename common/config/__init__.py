@@ -1,0 +1,1 @@
+"""What a run is asked for: flags, tables, tasks, names of files."""

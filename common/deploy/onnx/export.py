@@ -1,0 +1,69 @@
+"""ONNX: the trained network with k-bit weights in the file, for onnxruntime and anything else that reads opset 21.
+
+Weights are stored as codes, UINT4 up to 4 bits and UINT8 above, followed by what turns them into floats
+(common.deploy.onnx.quantizers). The output of every activation quantizer carries the quantizer's name.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.deploy.extras import need
+from common.deploy.graph import trace
+from common.deploy.onnx.graph import GraphWriter
+from common.writing import write_whole
+
+OPSET = 21  # the first with 4-bit integers in DequantizeLinear
+IR_VERSION = 10  # that opset's
+
+
+def export_onnx(
+    network: nn.Module, path: Path, image_shape: tuple[int, int, int], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a network of any method, or a float one, as ``path``: input "images" (batch, C, H, W), output "logits".
+
+    Args:
+        image_shape: (C, H, W) of one image; the batch is dynamic.
+        metadata: stored in the file.
+    Raises:
+        UserError: onnx is not installed, learned scales were never set, or the network holds a layer that this export
+            does not know.
+        onnx.checker.ValidationError: a defect of this export.
+    """
+    write_whole(path, onnx_model(network, image_shape, metadata or {}).SerializeToString())
+
+
+def onnx_model(network: nn.Module, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> Any:
+    """The checked ModelProto of ``export_onnx``."""
+    onnx = need("onnx")
+    writer = GraphWriter(trace(network))
+    writer.run()
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        writer.nodes,
+        "alignq",
+        [helper.make_tensor_value_info("images", kind, ["batch", *image_shape])],
+        [helper.make_tensor_value_info("logits", kind, ["batch", None])],
+        writer.constants,
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="alignq"
+    )
+    helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def open_session(model: bytes | str, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU that turns the codes into floats once, at loading, and not in every run.
+
+    Args:
+        model: the bytes or the path of a file; threads: 0 leaves the number to onnxruntime.
+    """
+    runtime = need("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

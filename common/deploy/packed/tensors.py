@@ -1,0 +1,131 @@
+"""The tensors of a packed file, by name (a layer's name is that of its module):
+
+    levels               (L,)     what a code stands for, ascending
+    scales               (S,)     what a layer's or a filter's levels are multiplied by, layers in the network's order
+    <layer>.codes        bytes    ceil(numel k / 8), see common.deploy.packed.packing
+    <batch norm>         (4, C)   weight, bias, running mean, running variance
+    activation_scales    (A,)     learned scales of activations, in the network's order
+    any other            as it is, under its name in the network
+
+What evaluation does not read (batch counters, float copies of quantized weights) is not in it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from common.deploy.activations import settled_scale
+from common.deploy.packed.packing import code_bits, decode, decoded, encode, levels_of
+from common.errors import UserError
+from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer
+
+TABLES = ("levels", "scales", "activation_scales")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A network's modules by how a packed file keeps them, and the names of the state that is kept as it is."""
+
+    packed: dict[str, QuantConv2d]
+    norms: dict[str, Any]
+    scaled: dict[str, LearnedScale]
+    plain: tuple[str, ...]
+
+
+def _parts(network: nn.Module) -> _Parts:
+    modules = dict(network.named_modules())
+    packed = {name: m for name, m in modules.items() if isinstance(m, QuantConv2d) and _has_codes(m.weight_quantizer)}
+    norms = {name: m for name, m in modules.items() if isinstance(m, _BatchNorm) and m.affine and m.track_running_stats}
+    within = {f"{name}.weight_quantizer" for name in packed}
+    scaled = {name: m for name, m in modules.items() if isinstance(m, LearnedScale) and name not in within}
+    elsewhere = tuple(f"{name}." for name in (*norms, *scaled, *within))
+    first = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}  # of shared ones
+    plain = (key for key in network.state_dict() if key in first and not key.startswith(elsewhere))
+    return _Parts(packed, norms, scaled, tuple(key for key in plain if key.removesuffix(".weight") not in packed))
+
+
+def _has_codes(quantizer: nn.Module) -> bool:
+    return isinstance(quantizer, WeightQuantizer) and quantizer.bits <= 8  # aligned 32-bit weights stay float
+
+
+def _rows(norm: Any) -> tuple[Tensor, ...]:
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var
+
+
+@torch.no_grad()
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """What a file holds of a network, on the CPU.
+
+    Raises:
+        UserError: weights that are not finite, scales that were never initialised, or a name that is taken.
+    """
+    parts, state = _parts(network), network.state_dict()
+    if taken := [name for name in parts.plain if name in TABLES]:
+        raise UserError(f"the network has a parameter or buffer {taken[0]}, a name that packed files use; rename it")
+    tensors = {name: state[name] for name in parts.plain}
+    tensors |= {name: torch.stack(_rows(norm)) for name, norm in parts.norms.items()}
+    if parts.scaled:
+        tensors["activation_scales"] = torch.stack([settled_scale(one, name) for name, one in parts.scaled.items()])
+    scales = []
+    for name, layer in parts.packed.items():
+        quantizer: Any = layer.weight_quantizer
+        tensors.setdefault("levels", levels_of(quantizer))
+        try:
+            tensors[f"{name}.codes"], scale = encode(quantizer, layer.weight, tensors["levels"])
+        except ValueError as error:
+            raise UserError(f"{name}: {error}; expected a network with finite weights") from None
+        scales.append(scale)
+    if scales:
+        tensors["scales"] = torch.cat(scales)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def check(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """
+    Raises:
+        ValueError: a tensor is missing, unknown, or of another type or shape than the network (on any device) needs.
+    """
+    parts, state = _parts(network), network.state_dict()
+    expected = {name: (state[name].dtype, tuple(state[name].shape)) for name in parts.plain}
+    expected |= {name: (torch.float32, (4, norm.num_features)) for name, norm in parts.norms.items()}
+    if parts.scaled:
+        expected["activation_scales"] = (torch.float32, (len(parts.scaled),))
+    if parts.packed:
+        quantizer: Any = next(iter(parts.packed.values())).weight_quantizer
+        levels = levels_of(quantizer)
+        expected["levels"] = (torch.float32, (len(levels),))
+        expected["scales"] = (torch.float32, (sum(_groups(parts, tensors["scales"])),))
+        for name, layer in parts.packed.items():
+            size = -(-layer.weight.numel() * code_bits(levels) // 8)
+            expected[f"{name}.codes"] = (torch.uint8, (size,))
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}")
+
+
+def _groups(parts: _Parts, scales: Tensor) -> list[int]:
+    """How many scales each packed layer has: one, or one for each filter."""
+    per_filter = len(scales) != len(parts.packed)
+    return [layer.out_channels if per_filter else 1 for layer in parts.packed.values()]
+
+
+@torch.no_grad()
+def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """The reverse, for tensors that ``check`` has let pass; its convolutions keep the decoded weights alone."""
+    parts, state = _parts(network), network.state_dict()
+    for name in parts.plain:
+        state[name].copy_(tensors[name])
+    for name, norm in parts.norms.items():
+        for own, row in zip(_rows(norm), tensors[name], strict=True):
+            own.copy_(row)
+    for module, scale in zip(parts.scaled.values(), tensors.get("activation_scales", ()), strict=True):
+        module.load_state_dict({"scale": scale, "reference": scale, "width": torch.tensor(module.bits)})
+    if parts.packed:
+        groups = tensors["scales"].split(_groups(parts, tensors["scales"]))
+        for (name, layer), scales in zip(parts.packed.items(), groups, strict=True):
+            layer.weight.copy_(decode(tensors[f"{name}.codes"], scales, tensors["levels"], layer.weight.shape))
+            layer.weight_quantizer = decoded(layer.weight_quantizer)

@@ -1,0 +1,1 @@
+"""Devices, processes, and how a training step is executed."""

@@ -1,0 +1,101 @@
+"""--compile, --channels_last and --amp: how a training step is run. Without them it is the plain step."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.machine.compiling import compiler_faults
+from common.quantizers.layers import QuantConv2d, Quantizer, quantized_weights, weights_quantized_once
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WITHOUT = "get it a C++ compiler (g++ or clang++), or leave --compile out"
+INDUCTOR = {"fallback_random": True}  # dropout draws the same masks as without --compile
+
+
+class Acceleration:
+    """The training step of one network as the flags want it. Evaluation stays in float32 and is never compiled.
+
+    Under ``--amp`` parameters and optimizer stay in float32; quantizers compute their statistics and Phi in float32.
+
+    Args:
+        model: on ``device`` already; ``--channels_last`` changes the layout of its weights in place.
+        batch_size: of a full batch. A smaller one, the last of an epoch, is not compiled: it would cost minutes.
+        backend: of torch.compile.
+    Raises:
+        UserError: ``--amp fp16`` on a CPU.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        model: nn.Module,
+        device: torch.device,
+        batch_size: int,
+        backend: str = "inductor",
+    ) -> None:
+        check(options, device)
+        self.device, self.dtype, self.batch_size = device, AMP.get(options.amp), batch_size
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        if options.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = convolutions(model)
+        self._quantized = [module for module in model.modules() if isinstance(module, QuantConv2d)]
+        self._uninitialised = [m for m in model.modules() if isinstance(m, Quantizer) and not m.initialised]
+        settings: dict[str, Any] = {"options": INDUCTOR} if backend == "inductor" else {}
+        self._compiled: Any = None
+        if options.compile:
+            self._compiled = torch.compile(self._network.forward, backend=backend, dynamic=False, **settings)
+            self._compiled_weights: Any = quantized_weights
+            if self._quantized:  # without any, dynamo would give the function up, for every other network too
+                self._compiled_weights = torch.compile(quantized_weights, backend=backend, dynamic=False, **settings)
+
+    @contextmanager
+    def forward(self, batch_size: int) -> Iterator[None]:
+        """Within it, the network runs in the step's precision, and compiled where the batch is a full one.
+
+        The passes of one step share their quantized weights.
+        """
+        self._uninitialised = [m for m in self._uninitialised if not m.initialised]  # learned scales wait for a batch
+        quantize: Any = quantized_weights
+        if self._compiled is not None and batch_size == self.batch_size and not self._uninitialised:
+            self._network.forward, quantize = self._compiled, self._compiled_weights
+        half = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        try:
+            with compiler_faults(WITHOUT), weights_quantized_once(self._quantized, quantize), half:
+                yield
+        finally:
+            vars(self._network).pop("forward", None)
+
+    def descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Backward pass and optimizer step; under fp16 with the loss scaled, and skipped where a gradient overflows."""
+        optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale of fp16; empty otherwise."""
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict``; an empty one, of a run without fp16, leaves the initial scale."""
+        if state and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)
+
+
+def check(options: argparse.Namespace, device: torch.device) -> None:
+    """Raises UserError where the device cannot do what the flags want; called before data are read."""
+    if options.amp == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16 needs a CUDA device: its loss scaling is made for one; a CPU does --amp bf16")
+
+
+def convolutions(model: Any) -> nn.Module:
+    """The part worth compiling: a network for domain adaptation without its heads, which change with the progress."""
+    if hasattr(model, "backbone"):
+        return model.backbone()
+    return getattr(model, "feature", model)

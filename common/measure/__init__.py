@@ -1,0 +1,1 @@
+"""What networks are measured by: levels, relations, features, parity and rounding error."""

@@ -1,0 +1,76 @@
+"""What a quantized network really multiplies: distinct weight levels and distinct inputs of every convolution."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.measure.observe import observe
+from common.quantizers.layers import QuantConv2d
+
+RESOLUTION = 1e-5  # relative to the largest magnitude; values closer than that are one level summed in another order
+
+
+@dataclass(frozen=True)
+class LayerLevels:
+    """Of one convolution: distinct weights and distinct inputs; None where the tensor is float."""
+
+    layer: str
+    weight_levels: int | None
+    input_levels: int | None
+
+    def row(self) -> dict[str, Any]:
+        """The fields, with the effective bits: log2 of each count."""
+        bits = {
+            f"{what}_bits": None if levels is None else round(math.log2(levels), 2)
+            for what, levels in (("weight", self.weight_levels), ("input", self.input_levels))
+        }
+        return {**asdict(self), **bits}
+
+
+def distinct(values: Tensor) -> int:
+    """The number of distinct values, up to rounding errors of summation."""
+    values = values.detach().float().flatten()
+    scale = values.abs().max().clamp_min(torch.finfo(torch.float32).tiny) * RESOLUTION
+    return len(torch.unique(torch.round(values / scale)))
+
+
+@torch.no_grad()
+def measure(model: nn.Module, images: Tensor, *arguments: Any, float_above: int = 4096) -> list[LayerLevels]:
+    """Count the levels of every convolution on a batch, in evaluation mode.
+
+    Args:
+        images: (B, C, H, W), a few dozen are enough; further ``arguments`` go to the model.
+        float_above: a tensor with more distinct values than this counts as float.
+    """
+    inputs: dict[str, int] = {}
+
+    def look(name: str, module: Any, x: Tensor) -> None:
+        inputs[name] = distinct(module.input_quantizer(x) if isinstance(module, QuantConv2d) else x)
+
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    observe(model, convolutions, look, images, *arguments)
+
+    def weight_levels(module: nn.Conv2d) -> int | None:
+        if not isinstance(module, QuantConv2d) or isinstance(module.weight_quantizer, nn.Identity):
+            return None
+        return distinct(module.weight_quantizer(module.weight))
+
+    return [
+        LayerLevels(name, weight_levels(module), inputs[name] if inputs[name] <= float_above else None)
+        for name, module in convolutions.items()
+    ]
+
+
+def summary_lines(levels: list[LayerLevels]) -> list[str]:
+    """A line per layer for the log."""
+
+    def cell(count: int | None) -> str:
+        return "float" if count is None else f"{count} ({math.log2(count):.2f} bits)"
+
+    return [
+        f"levels of {entry.layer}: weights {cell(entry.weight_levels)}, inputs {cell(entry.input_levels)}"
+        for entry in levels
+    ]
