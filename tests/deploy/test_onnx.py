@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from common.deploy.graph import ClassLogits
-from common.deploy.onnx.export import OPSET, export_onnx, onnx_model, open_session
 from common.deploy.onnx import export as deploy_onnx
+from common.deploy.onnx.export import OPSET, export_onnx, onnx_model, open_session
 from common.errors import UserError
 from common.measure.parity import LayerParity, compare_onnx, references, total
 from common.models import build_model

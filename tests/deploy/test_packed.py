@@ -13,8 +13,8 @@ from torch import nn
 
 from common.conversion.calibrate import calibrate
 from common.deploy import packed
-from common.deploy.packed import file
 from common.deploy.description import USES, Description, class_logits, describe
+from common.deploy.packed import file as packed_file
 from common.errors import UserError
 from common.quantizers import METHODS
 
@@ -122,7 +122,7 @@ def rewritten(good: Path, path: Path, seal: bool, network: dict | None = None, d
         tensors = {name: file.get_tensor(name) for name in file.keys() if name != drop}  # noqa: SIM118
         old = file.metadata()
     old["network"] = json.dumps(json.loads(old["network"]) | (network or {}))
-    old |= {"sha256": file._checksum(old["network"], tensors)} if seal else {}
+    old |= {"sha256": packed_file._checksum(old["network"], tensors)} if seal else {}
     path.write_bytes(safetensors.torch.save(tensors, {**old, **metadata}))
     return path
 
@@ -157,7 +157,7 @@ def test_foreign_missing_and_newer_files_are_refused(good: Path, tmp_path: Path)
     assert "not a packed network" in refusal(foreign)
     assert "no such file" in refusal(tmp_path / "none.safetensors")
     assert "folder" in refusal(tmp_path)
-    newer = rewritten(good, tmp_path / "newer.safetensors", True, format_version=str(file.VERSION + 1))
+    newer = rewritten(good, tmp_path / "newer.safetensors", True, format_version=str(packed_file.VERSION + 1))
     assert "update" in refusal(newer)
     torch.save({"a": torch.zeros(2)}, tmp_path / "torch.safetensors")
     assert "not a complete safetensors file" in refusal(tmp_path / "torch.safetensors")
