@@ -50,10 +50,17 @@ def number(
 
 natural = number(int, 0, MOST_NUMBER, "a whole number, 0 or more")
 count = number(int, 1, MOST_NUMBER, "a whole number, 1 or more")
-seed = number(int, 0, MOST_SEED, f"a whole number from 0 to {MOST_SEED}")
+seed_number = number(int, 0, MOST_SEED, f"a whole number from 0 to {MOST_SEED}")
 non_negative = number(float, 0, 1e30, "a number, 0 or more")
 positive = number(float, 1e-30, 1e30, "a number above 0")
 fraction = number(float, 0, 1, "a number between 0 and 1", above=True, below=True)
+
+
+def word(text: str) -> str:
+    """A name or a path: not empty, on one line."""
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a name or a path, not {shown(text)}")
+    return text
 
 
 def shown(value: object) -> str:
@@ -71,6 +78,11 @@ def epochs(words: Sequence[str]) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"expected epochs such as [80, 120], 80 120 or 80,120, not {shown(text)}"
         ) from None
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of what has none of its own."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """Files that are there whole or not at all."""
 
 import os
+import re
 from pathlib import Path
+
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # the names of files that `write_whole` has not finished
 
 
 def write_whole(path: Path, content: bytes | memoryview | str) -> None:

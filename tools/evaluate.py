@@ -13,15 +13,15 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from common.data.cross_domain import load_digits, load_office  # noqa: E402
+from common.data.single_domain import load_data  # noqa: E402
 from export import refuse_unknown  # noqa: E402
 from predict import BATCH, prepare  # noqa: E402
 from torch import Tensor, tensor  # noqa: E402
 
 from common.config.options import parse  # noqa: E402
 from common.config.tasks import Task  # noqa: E402
-from common.data.cross_domain import load_digits, load_office  # noqa: E402
 from common.data.folders import ImageList, read_domain, some_of  # noqa: E402
-from common.data.single_domain import load_data  # noqa: E402
 from common.deploy.description import NO_TASK, Description  # noqa: E402
 from common.deploy.files import Classifier, open_file  # noqa: E402
 from common.deploy.restore import NETWORK_FLAGS  # noqa: E402

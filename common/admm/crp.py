@@ -22,7 +22,7 @@ Norm = Literal["fro", "l1"]
 
 PUBLISHED_BATCH_SIZES = (28, 32)  # those mu and rho are sized for; the first is the reference
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("alignq.crp")  # below the run's own logger, whose file it reaches
 
 
 class CRP(nn.Module):

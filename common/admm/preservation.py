@@ -1,54 +1,62 @@
-"""Relation preservation (CRP) in a run: whether it is wanted, how it is made, and its state in a checkpoint."""
+"""Relation preservation (CRP) in a run: its flags, whether it is wanted and how it is made."""
 
-import argparse
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
-from common.admm.crp import CRP, strength_note
-from common.config.tasks import Task
-from common.data.cross_domain import DOMAINS
+from torch import nn
+
+from common.admm.correlation import On
+from common.admm.crp import CRP, Norm
 from common.errors import UserError
-from common.machine import distributed
-from common.runs.job import Job
+from common.flags import flag, flags_of, non_negative, number
+from common.quantizers.rounding import FLOAT_BITS
 
-CRP_FLAGS = {"mu", "rho", "crp_weight", "crp_norm", "crp_on"}
+above_zero = number(float, 1e-9, 1e9, "a number above 0")
 
 
-def wants_crp(options: argparse.Namespace, task: Task) -> bool:
-    """Whether the run preserves relations: in a task that has CRP, for "ours" with quantized activations.
+@dataclass(frozen=True)
+class CRPOptions:
+    mu: float = flag(0.2, above_zero, "penalty of the relations")
+    rho: float = flag(0.3, above_zero, "penalty of ADMM")
+    crp_weight: float = flag(1.0, non_negative, "weight of relation preservation; 0 is without")
+    crp_norm: str = flag("fro", help="norm of the relations' penalty", choices=("fro", "l1"))
+    crp_on: str = flag("aligned", help="values whose relations are preserved", choices=("aligned", "quantized"))
 
+
+CRP_FLAGS = frozenset(flags_of(CRPOptions))
+
+
+def wants_crp(options: CRPOptions, method: str, bitW: int, abitW: int, typed: Collection[str]) -> bool:
+    """Whether a run of a task with CRP preserves relations: for "ours" with quantized activations.
+
+    Args:
+        typed: the flags that the user typed.
     Raises:
         UserError: another method, or 32 bits with a CRP flag typed.
     """
-    if not task.crp or options.test_only:
-        return False
-    if options.method == "ours" and options.abitW != 32:
+    if method == "ours" and abitW != FLOAT_BITS:
         return True
-    without = "leave the --crp flags out" if options.method == "ours" else "add --crp_weight 0"
-    asked = CRP_FLAGS & options.typed and options.crp_weight > 0
-    if asked or (options.method != "ours" and options.bits != 32 and options.crp_weight > 0):
-        what = f"--method {options.method}" if options.method != "ours" else f"--abitW {options.abitW}"
+    without = "leave the --crp flags out" if method == "ours" else "add --crp_weight 0"
+    quantized = (bitW, abitW) != (FLOAT_BITS, FLOAT_BITS)
+    if options.crp_weight > 0 and (CRP_FLAGS & set(typed) or (method != "ours" and quantized)):
+        what = f"--method {method}" if method != "ours" else f"--abitW {abitW}"
         raise UserError(f"{what}: relation preservation (CRP) belongs to quantized activations of ours; {without}")
-    options.notes.append("without relation preservation: nothing is aligned in this run")
     return False
 
 
-def make_crp(model: Any, options: argparse.Namespace, job: Job) -> CRP:
-    batch_size = options.train_batch_size // distributed.size()
-    if note := strength_note(batch_size, options.crp_weight):
-        job.log(note)
+def make_crp(options: CRPOptions, sites: Mapping[str, nn.Module], batch_size: int, domains: Sequence[str]) -> CRP:
+    """
+    Args:
+        sites: of the network, by name. batch_size: of training, of each domain, in this process.
+    """
     return CRP(
-        model.crp_sites(),
+        sites,
         batch_size=batch_size,
         mu=options.mu,
         rho=options.rho,
         weight=options.crp_weight,
-        norm=options.crp_norm,
-        on=options.crp_on,
-        domains=DOMAINS[:1] if options.src_only_flag else DOMAINS,
+        norm=cast(Norm, options.crp_norm),
+        on=cast(On, options.crp_on),
+        domains=domains,
     )
-
-
-def crp_state(content: dict[str, Any]) -> dict[str, Any]:
-    """This process's CRP state in a checkpoint; the first one's where it was written by fewer processes."""
-    states = [content.get("crp", {}), *content.get("crp_others", [])]
-    return states[distributed.rank() if distributed.rank() < len(states) else 0]

@@ -28,7 +28,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> nn.M
         UserError: no batch, or one of a single image.
     """
     images = image_batches(model, batches)
-    _initialise_steps(model, images, arguments)
+    initialise_steps(model, images, *arguments)
     estimate_statistics(model, images, *arguments)
     return model
 
@@ -42,7 +42,8 @@ def image_batches(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
     return images
 
 
-def _initialise_steps(model: nn.Module, images: list[Tensor], arguments: tuple[Any, ...]) -> None:
+def initialise_steps(model: nn.Module, images: list[Tensor], *arguments: Any) -> None:
+    """Learned steps that have no value yet become the mean over the batches of their method's initial value."""
     for module in model.modules():
         if isinstance(module, QuantConv2d):
             weights = module.weight_quantizer

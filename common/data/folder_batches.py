@@ -59,7 +59,7 @@ class FolderBatches:
         drop_last: bool = False,
         device: torch.device | str = "cpu",
         cache: bool | None = None,
-        share: Share = Share(),  # noqa: B008 -- frozen
+        share: Share = Share(),
     ) -> None:
         if batch_size < 1 or img_size < 1:
             raise ValueError(f"the batch size and the image size must be at least 1, not {batch_size} and {img_size}")

@@ -112,7 +112,7 @@ class TensorBatches:
         augment: str | None = None,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
-        share: Share = Share(),  # noqa: B008 -- frozen
+        share: Share = Share(),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, not {batch_size}")

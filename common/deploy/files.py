@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from common.deploy import packed
-from common.deploy.description import Description, class_logits
+from common.deploy.description import Description
 from common.deploy.extras import need
 from common.deploy.onnx.export import open_session
 from common.deploy.restore import restore
 from common.errors import UserError
+from common.models import class_logits
 
 PACKED, ONNX, PROGRAM = ".safetensors", ".onnx", ".pt2"
 
@@ -65,7 +66,7 @@ def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False
         form, (network, description, notes) = "checkpoint", restore(path, **typed)
     if fast:
         return Classifier(path, f"{form}, fast", FastLogits(network), description, notes)
-    return Classifier(path, form, _logits(network, description, device), description, notes)
+    return Classifier(path, form, _logits(network, device), description, notes)
 
 
 class FastLogits:
@@ -91,12 +92,12 @@ class FastLogits:
         return self.compiled(filled)[: len(images)]
 
 
-def _logits(network: nn.Module, description: Description, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def _logits(network: nn.Module, device: torch.device | str) -> Callable[[Tensor], Tensor]:
     network.to(device)
 
     def logits(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return class_logits(network, description.kind, images.to(device)).float().cpu()
+            return class_logits(network, images.to(device)).float().cpu()
 
     return logits
 

@@ -1,6 +1,5 @@
 """The evaluation network of a training checkpoint."""
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from common.config.options import FLAGS
-from common.deploy.description import NO_TASK, Description, describe, use_of
+from common.config.groups import Backbone, Quantization
+from common.data.kinds import DATA
+from common.deploy.description import Description, describe
 from common.errors import UserError
+from common.flags import Flag, flags_of
+from common.models import known_network
+from common.quantizers import METHODS
 from common.runs import checkpoint
 
 NETWORK_FLAGS = ("method", "bitW", "abitW", "act_range", "levels", "stage", "img_size", "quant_shortcut")
@@ -29,19 +32,21 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
     """
     content = checkpoint.read(path)
     recorded = content.get("config")
-    recorded = dict(recorded) if isinstance(recorded, Mapping) else {}
-    config = recorded | {name: _value(name, value) for name, value in typed.items() if value is not None}
+    recorded = _read(recorded, str(path)) if isinstance(recorded, Mapping) else {}
+    given = {name: value for name, value in typed.items() if value is not None}
+    config = recorded | {name: _flags()[name].value(value, f"--{name}") for name, value in given.items()}
     for one, other in (("bitW", "abitW"), ("abitW", "bitW")):
         if one not in config and other in config:
             config[one] = config[other]
     if absent := [name for name in ("model", "bitW") if name not in config]:
         raise UserError(f"{path} does not say how it was trained; type {' and '.join(f'--{name}' for name in absent)}")
     try:
-        if use_of(config["model"]).task == NO_TASK:
+        entry = known_network(config["model"])
+        if entry is None:
             description = _of_no_task(config, path)
         else:
             weights = checkpoint.weights_of(content, path)
-            bias = use_of(config["model"]).class_bias
+            bias = f"{entry.class_layer}.bias"
             if bias not in weights:
                 raise UserError(f"{path}: no {bias} in it; expected a file of {config['model']}")
             description = describe(config, len(weights[bias]), _classes(path))
@@ -59,13 +64,21 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
     return network.eval(), description, notes
 
 
-def _value(name: str, typed: Any) -> Any:
-    """What a typed flag says, read as the programs read it."""
-    read = next(flag.read for flag in FLAGS if f"--{name}" in flag.names.split())
-    try:
-        return read(str(typed))
-    except (argparse.ArgumentTypeError, ValueError) as error:
-        raise UserError(f"--{name}: {error}") from None
+def _flags() -> dict[str, Flag]:
+    """What a recorded configuration says of network and data, by name."""
+    own = [method.options for method in METHODS.values()]
+    classes = [Quantization, Backbone, *(kind.Options for kind in DATA.values()), *own]
+    return {name: flag for options in classes for name, flag in flags_of(options).items()}
+
+
+def _read(recorded: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The part of a run's configuration that is about network and data, each value read as if it had been typed.
+
+    What a network without a task records of itself, its classes, is read where it is used.
+    """
+    known = _flags()
+    found = {name: known[name].value(value, where) for name, value in recorded.items() if name in known}
+    return found | {name: recorded[name] for name in ("task", "seed", "num_classes", "classes") if name in recorded}
 
 
 def _of_no_task(config: Mapping[str, Any], path: Path) -> Description:

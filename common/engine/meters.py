@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -51,11 +50,6 @@ def precision(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = ranked == labels[:, None]
     return {"prec1": hits[:, 0].float().mean() * 100, "prec5": hits.any(1).float().mean() * 100}
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in float32, also under autocast."""
-    return F.cross_entropy(logits.float(), labels)
 
 
 class Pace:

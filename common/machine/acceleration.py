@@ -1,20 +1,36 @@
 """--compile, --channels_last and --amp: how a training step is run. Without them it is the plain step."""
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.flags import flag, switch
 from common.machine.compiling import compiler_faults
 from common.quantizers.layers import QuantConv2d, Quantizer, quantized_weights, weights_quantized_once
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WITHOUT = "get it a C++ compiler (g++ or clang++), or leave --compile out"
 INDUCTOR = {"fallback_random": True}  # dropout draws the same masks as without --compile
+
+
+@dataclass(frozen=True)
+class AccelerationOptions:
+    compile: bool = switch(
+        False,
+        "compile the training step: up to minutes at first (ResNet-50 on a CPU); later runs find it in the cache",
+    )
+    channels_last: bool = switch(False, "lay images and weights out with the channels last")
+    amp: str | None = flag(None, help="half precision where it is safe; fp16 needs CUDA", choices=("bf16", "fp16"))
+
+    @property
+    def fused_optimizer(self) -> bool | None:
+        """SGD's ``fused``: under fp16, where it reads the loss scaler's verdict on the device."""
+        return True if self.amp == "fp16" else None
 
 
 class Acceleration:
@@ -32,14 +48,14 @@ class Acceleration:
 
     def __init__(
         self,
-        options: argparse.Namespace,
+        options: AccelerationOptions,
         model: nn.Module,
         device: torch.device,
         batch_size: int,
         backend: str = "inductor",
     ) -> None:
         check(options, device)
-        self.device, self.dtype, self.batch_size = device, AMP.get(options.amp), batch_size
+        self.device, self.dtype, self.batch_size = device, AMP.get(options.amp or ""), batch_size
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         if options.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -88,7 +104,7 @@ class Acceleration:
             self.scaler.load_state_dict(state)
 
 
-def check(options: argparse.Namespace, device: torch.device) -> None:
+def check(options: AccelerationOptions, device: torch.device) -> None:
     """Raises UserError where the device cannot do what the flags want; called before data are read."""
     if options.amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16 needs a CUDA device: its loss scaling is made for one; a CPU does --amp bf16")

@@ -1,13 +1,21 @@
 """Where to compute, and the random states."""
 
-import argparse
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from common.errors import UserError
+from common.flags import flag, natural, switch
 from common.machine import distributed
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    device: str = flag("auto", help="where to compute", choices=("auto", "cpu", "cuda"))
+    gpus: list[int] | None = flag(None, natural, "CUDA device; the first is used (default: 0)", nargs="+")
+    sync_bn: bool = switch(False, "under torchrun: BatchNorm over the samples of all processes; needs CUDA")
 
 
 def seed_everything(seed: int) -> None:
@@ -32,7 +40,7 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def choose_device(options: argparse.Namespace) -> tuple[torch.device, str | None]:
+def choose_device(options: DeviceOptions) -> tuple[torch.device, str | None]:
     """The device of --device and --gpus, one for each process under torchrun, and a line for the log, or None.
 
     Raises:
@@ -42,7 +50,7 @@ def choose_device(options: argparse.Namespace) -> tuple[torch.device, str | None
     if options.device == "cuda" and not available:
         raise UserError("--device cuda: this torch sees no CUDA device; use --device cpu or auto")
     if options.device == "cpu" or not available:
-        asked = "gpus" in options.typed and options.device == "auto"
+        asked = options.gpus is not None and options.device == "auto"
         return torch.device("cpu"), "no CUDA device: --gpus has no effect, computing on the CPU" if asked else None
     number = torch.cuda.device_count()
     if (own := distributed.local_rank()) is not None:
@@ -52,11 +60,11 @@ def choose_device(options: argparse.Namespace) -> tuple[torch.device, str | None
                 f"--nproc_per_node {number}, or --device cpu"
             )
         torch.cuda.set_device(own)
-        ignored = "gpus" in options.typed
+        ignored = options.gpus is not None
         return torch.device(
             "cuda", own
         ), "several processes: --gpus has no effect, CUDA_VISIBLE_DEVICES does" if ignored else None
-    index = options.gpus[0]
+    index = options.gpus[0] if options.gpus else 0
     if index >= number:
         raise UserError(f"--gpus {index}: this machine has {number} CUDA device(s), numbered from 0")
     return torch.device("cuda", index), None

@@ -3,7 +3,6 @@
 A run without torchrun, or with one process, makes no process group, and everything here leaves it as it is.
 """
 
-import argparse
 import inspect
 import logging
 import os
@@ -68,14 +67,18 @@ def share() -> Share:
     return Share(rank(), size())
 
 
-def check(options: argparse.Namespace, device: torch.device) -> None:
-    """Refuse, before data are read, what several processes cannot do; note in the log what each of them does.
+def check(batch: int, sync_bn: bool, device: torch.device) -> list[str]:
+    """Refuse, before data are read, what several processes cannot do.
 
+    Args:
+        batch: --train_batch_size, of all processes together. sync_bn: BatchNorm over the samples of all.
+    Returns:
+        Lines for the log: what each process does.
     Raises:
         UserError: they cannot share --train_batch_size evenly, or --sync_bn on a CPU.
     """
-    batch, count = options.train_batch_size, size()
-    if options.sync_bn and device.type == "cpu":
+    count = size()
+    if sync_bn and device.type == "cpu":
         raise UserError("--sync_bn needs CUDA devices: torch has no synchronised BatchNorm for the CPU; leave it out")
     if batch % count:
         raise UserError(
@@ -83,12 +86,9 @@ def check(options: argparse.Namespace, device: torch.device) -> None:
             f"such as {max(batch // count, 1) * count}"
         )
     if count > 1:
-        norm = "all" if options.sync_bn else "its own"
-        options.notes.append(
-            f"{count} processes, {batch // count} samples of a batch each; BatchNorm over {norm} samples"
-        )
-    elif options.sync_bn:
-        options.notes.append("--sync_bn has no effect in a single process")
+        norm = "all" if sync_bn else "its own"
+        return [f"{count} processes, {batch // count} samples of a batch each; BatchNorm over {norm} samples"]
+    return ["--sync_bn has no effect in a single process"] if sync_bn else []
 
 
 def gather(value: T) -> list[T]:

@@ -38,11 +38,11 @@ def distinct(values: Tensor) -> int:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, images: Tensor, *arguments: Any, float_above: int = 4096) -> list[LayerLevels]:
+def measure(model: nn.Module, images: Tensor, float_above: int = 4096) -> list[LayerLevels]:
     """Count the levels of every convolution on a batch, in evaluation mode.
 
     Args:
-        images: (B, C, H, W), a few dozen are enough; further ``arguments`` go to the model.
+        images: (B, C, H, W), a few dozen are enough.
         float_above: a tensor with more distinct values than this counts as float.
     """
     inputs: dict[str, int] = {}
@@ -51,7 +51,7 @@ def measure(model: nn.Module, images: Tensor, *arguments: Any, float_above: int 
         inputs[name] = distinct(module.input_quantizer(x) if isinstance(module, QuantConv2d) else x)
 
     convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    observe(model, convolutions, look, images, *arguments)
+    observe(model, convolutions, look, images)
 
     def weight_levels(module: nn.Conv2d) -> int | None:
         if not isinstance(module, QuantConv2d) or isinstance(module.weight_quantizer, nn.Identity):

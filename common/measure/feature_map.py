@@ -8,21 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.cross_domain import CrossData
-
 SHOWN = 100  # images of each domain in a picture
 
 
 @torch.no_grad()
-def collect(model: Any, data: CrossData, shown: int = SHOWN) -> dict[str, np.ndarray]:
+def collect(model: Any, test: Mapping[str, Any], shown: int = SHOWN) -> dict[str, np.ndarray]:
     """Features and labels of the first test images of each domain: "source", "target" (N, F), "source_labels", ….
 
-    The model is in evaluation mode meanwhile.
+    Args:
+        test: batches of images and labels by domain. The model is in evaluation mode meanwhile.
     """
     training = model.training
     model.eval()
     arrays: dict[str, np.ndarray] = {}
-    for domain, batches in data.test.items():
+    for domain, batches in test.items():
         features, labels = [], []
         images_left = shown
         for images, targets in batches:
@@ -42,17 +41,20 @@ def save(arrays: dict[str, np.ndarray], path: Path) -> None:
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
-def draw(before: dict[str, np.ndarray], after: dict[str, np.ndarray], path: Path, title: str) -> Path:
-    """Both domains' features before and after training, by t-SNE (van der Maaten and Hinton, 2008) with a fixed seed.
+def draw(pictures: Mapping[str, dict[str, np.ndarray]], path: Path, title: str) -> Path:
+    """Both domains' features side by side, by t-SNE (van der Maaten and Hinton, 2008) with a fixed seed.
 
     Colours are classes; circles are the source, crosses the target.
+
+    Args:
+        pictures: what ``collect`` gave, by title, such as before and after training.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5))
-    for axes, arrays, when in zip(figure.subplots(1, 2), (before, after), ("before", "after"), strict=True):
+    figure = Figure(figsize=(5.5 * len(pictures), 5))
+    for axes, (when, arrays) in zip(np.atleast_1d(figure.subplots(1, len(pictures))), pictures.items(), strict=True):
         scatter(axes, arrays)
-        axes.set_title(f"{when} training")
+        axes.set_title(when)
         axes.legend(loc="lower right", fontsize=8)
     figure.suptitle(title)
     figure.savefig(path, dpi=120, bbox_inches="tight")

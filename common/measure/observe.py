@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.models import class_logits
+
 
 @torch.no_grad()
 def observe(
-    model: nn.Module, modules: Mapping[str, nn.Module], look: Callable[[str, Any, Tensor], None], *arguments: Any
+    model: nn.Module, modules: Mapping[str, nn.Module], look: Callable[[str, Any, Tensor], None], images: Tensor
 ) -> None:
-    """Run ``model(*arguments)`` in evaluation mode and call ``look(name, module, input)`` before each of ``modules``.
+    """Classify images in evaluation mode and call ``look(name, module, input)`` before each of ``modules``.
 
     The model is left in the mode that it was in.
     """
@@ -24,7 +26,7 @@ def observe(
     training = model.training
     model.eval()
     try:
-        model(*arguments)
+        class_logits(model, images)
     finally:
         model.train(training)
         for hook in hooks:

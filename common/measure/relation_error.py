@@ -9,14 +9,14 @@ from common.measure.observe import observe
 from common.quantizers.alignq import AlignAct
 
 
-def measure(model: nn.Module, images: Tensor, *arguments: Any) -> dict[str, Any] | None:
+def measure(model: nn.Module, images: Tensor) -> dict[str, Any] | None:
     """Mean |D_ij| of every activation quantizer of "ours", in evaluation mode; None: the network has none.
 
     D is ``relation_shift``, once with the aligned value and once with the rounded one, so that the difference is what
     the rounding adds.
 
     Args:
-        images: (B, C, H, W), B >= 2; further ``arguments`` go to the model.
+        images: (B, C, H, W), B >= 2.
     Returns:
         {"images": B, "layers": [{"layer": name, "aligned": mean |D|, "quantized": mean |D|}, ...]} in order of use.
     """
@@ -30,5 +30,5 @@ def measure(model: nn.Module, images: Tensor, *arguments: Any) -> dict[str, Any]
         shifts = {key: relation_shift(x, site.act_range, grid) for key, grid in grids.items()}
         layers.append({"layer": name, **{key: float(shift.abs().mean()) for key, shift in shifts.items()}})
 
-    observe(model, sites, look, images, *arguments)
+    observe(model, sites, look, images)
     return {"images": len(images), "layers": layers}

@@ -1,34 +1,27 @@
-"""The networks, built by name. A model is one line of ``MODELS``; methods and bit-widths are the scheme's business."""
+"""The networks, built by name; methods and bit-widths are the scheme's business."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import UserError
-from common.models.densenet_cifar import DenseNetCifar
+from common.flags import flags_of, shown
 from common.models.from_torchvision import PREFIX, from_torchvision
-from common.models.resnet50 import ResNet50DANN, ResNet50DSAN
-from common.models.resnet_cifar import ResNetCifar
-from common.models.vgg2_dann import VGG2DANN
-from common.quantizers import make_scheme
+from common.models.table import NETWORKS, Network, Preprocessing
+from common.quantizers import METHODS, make_scheme
 
 
-@dataclass(frozen=True)
-class ModelEntry:
-    make: Callable[..., nn.Module]  # (scheme=, num_classes=, **task arguments)
-    num_classes: int
+def known_network(name: str) -> Network | None:
+    """The entry of a network in the table; None: one of torchvision's, which is looked up when it is built.
 
-
-MODELS: dict[str, ModelEntry] = {
-    "resnet20_quant": ModelEntry(partial(ResNetCifar, 3), 10),
-    "resnet56_quant": ModelEntry(partial(ResNetCifar, 9), 10),
-    "densenet_40_quant": ModelEntry(partial(DenseNetCifar, 40, 12), 10),
-    "MNISTmodel_quant": ModelEntry(VGG2DANN, 10),
-    "resnet50_dann": ModelEntry(ResNet50DANN, 31),
-    "resnet50_dsan": ModelEntry(ResNet50DSAN, 31),
-}
+    Raises:
+        UserError: neither.
+    """
+    if name.startswith(PREFIX):
+        return None
+    if name not in NETWORKS:
+        raise UserError(f"model {shown(name)}: expected one of {', '.join(NETWORKS)}, or {PREFIX}NAME")
+    return NETWORKS[name]
 
 
 def build_model(
@@ -43,22 +36,23 @@ def build_model(
     lam2: float = 4.0,
     stage: str = "plain",
     num_classes: int | None = None,
-    **task_arguments: object,
+    **further: Any,
 ) -> nn.Module:
     """A network by the README's name, or ``torchvision:NAME``, quantized by ``method`` at bitW and abitW bits.
 
     Args:
         bitW, abitW: of weights and activations; 32 is float.
         num_classes: 10, 31 or (torchvision's) 1000 by name if not given.
-        task_arguments: the model's own, such as ``img_size`` (VGG-2) or ``quant_shortcut`` (ResNet-50).
+        further: the network's own, such as ``img_size`` (VGG-2) or ``quant_shortcut`` (ResNet-50), and options that
+            the method has of its own.
     Raises:
         UserError: an unknown name, method or option, or a bit-width that the method does not define.
 
     >>> sum(p.numel() for p in build_model("resnet20_quant", bitW=4, abitW=4).parameters())
     272474
     """
-    if name not in MODELS and not name.startswith(PREFIX):
-        raise UserError(f"model {name}: expected one of {', '.join(MODELS)}, or {PREFIX}NAME")
+    entry = known_network(name)
+    own = flags_of(METHODS[method].options) if method in METHODS else {}
     scheme = make_scheme(
         method,
         bitW=bitW,
@@ -69,11 +63,19 @@ def build_model(
         lam=lam,
         lam2=lam2,
         stage=stage,
+        **{key: value for key, value in further.items() if key in own},
     )
-    if name.startswith(PREFIX):
-        return from_torchvision(name, scheme, num_classes or 1000, **task_arguments)
-    entry = MODELS[name]
-    return entry.make(scheme=scheme, num_classes=num_classes or entry.num_classes, **task_arguments)
+    arguments = {key: value for key, value in further.items() if key not in own}
+    if entry is None:
+        return from_torchvision(name, scheme, num_classes or 1000, **arguments)
+    return entry.make(scheme=scheme, num_classes=num_classes or entry.num_classes, **arguments)
 
 
-__all__ = ["MODELS", "build_model"]
+def class_logits(network: Any, images: Tensor) -> Tensor:
+    """(B, C) of any network here, on normalised (B, 3, H, W); a discriminator is left out."""
+    if not hasattr(network, "classify"):
+        return network(images)
+    return network.classify(network.features(images))
+
+
+__all__ = ["NETWORKS", "Network", "Preprocessing", "build_model", "class_logits", "known_network"]

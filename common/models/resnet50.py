@@ -84,6 +84,8 @@ class ResNet50(nn.Module):
 class ResNet50DANN(nn.Module):
     """Takes (B, 3, H, W) and the reversal strength alpha; returns class (B, num_classes), domain (B, 2) logits."""
 
+    feature_width = FEATURES
+
     def __init__(self, scheme: Scheme, num_classes: int = 31, quant_shortcut: bool = False) -> None:
         super().__init__()
         self.feature = ResNet50(scheme, quant_shortcut)
@@ -102,13 +104,21 @@ class ResNet50DANN(nn.Module):
         """(B, 2048) features that classifier and discriminator share."""
         return self.feature(x)
 
+    def classify(self, features: Tensor) -> Tensor:
+        return self.class_classifier(features)
+
+    def discriminate(self, features: Tensor) -> Tensor:
+        return self.domain_classifier(features)
+
     def forward(self, x: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(x)
-        return self.class_classifier(features), self.domain_classifier(reverse_gradient(features, alpha))
+        return self.classify(features), self.discriminate(reverse_gradient(features, alpha))
 
 
 class ResNet50DSAN(nn.Module):
     """Takes (B, 3, H, W); returns class logits (B, num_classes). ``features`` gives the bottleneck for LMMD."""
+
+    feature_width = BOTTLENECK
 
     def __init__(self, scheme: Scheme, num_classes: int = 31, quant_shortcut: bool = False) -> None:
         super().__init__()
@@ -126,5 +136,8 @@ class ResNet50DSAN(nn.Module):
         """(B, 256) bottleneck features, without a nonlinearity."""
         return self.bottle(self.feature_layers(x))
 
+    def classify(self, features: Tensor) -> Tensor:
+        return self.cls_fc(features)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.cls_fc(self.features(x))
+        return self.classify(self.features(x))

@@ -26,7 +26,7 @@ class VGG2DANN(nn.Module):
         super().__init__()
         if _feature_size(img_size) < 1:
             raise UserError(f"--img_size {img_size}: this network needs at least 16; the tables use 28 and 32")
-        width = 48 * _feature_size(img_size) ** 2
+        self.feature_width = width = 48 * _feature_size(img_size) ** 2
         self.feature = nn.Sequential(
             scheme.conv(3, 32, 5, image_input=True),
             nn.BatchNorm2d(32),
@@ -58,6 +58,12 @@ class VGG2DANN(nn.Module):
         """(B, 48 s s) features that classifier and discriminator share."""
         return self.feature(x.expand(-1, 3, -1, -1)).flatten(1)
 
+    def classify(self, features: Tensor) -> Tensor:
+        return self.classifier(features)
+
+    def discriminate(self, features: Tensor) -> Tensor:
+        return self.discriminator(features)
+
     def forward(self, x: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(x)
-        return self.classifier(features), self.discriminator(reverse_gradient(features, alpha))
+        return self.classify(features), self.discriminate(reverse_gradient(features, alpha))

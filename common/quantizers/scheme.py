@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import nn
 
 from common.errors import UserError
+from common.flags import NoOptions
 from common.quantizers.layers import QuantAct, QuantConv2d, WeightQuantizer
 from common.quantizers.rounding import FLOAT_BITS
 
@@ -24,6 +25,7 @@ class Method:
         placement: where activations are quantized: before the ReLU, after it, or by the next convolution.
         weight_bits, act_bits: the widths it defines, 32 (float) apart.
         weight, activation: make a quantizer from (bits, scheme).
+        options: its own, a frozen dataclass (common.flags).
         aligns: has the 32-bit form of ``--stage align``.
         reported_weight_bits: the width its weights really have, where that is not the width asked for.
     """
@@ -35,6 +37,7 @@ class Method:
     weight: Callable[[int, "Scheme"], WeightQuantizer]
     activation: Callable[[int, "Scheme"], QuantAct]
     aligns: bool = False
+    options: type = NoOptions
     reported_weight_bits: int | None = None
 
 

@@ -1,11 +1,8 @@
 """The folder of a run: lock, configuration, logs, metrics, checkpoints."""
 
-import argparse
-import fcntl
 import json
 import logging
 import platform
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,16 +12,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.config.options import BARE, recorded
-from common.config.tasks import Task
+from common.config.options import Options
 from common.errors import UserError
+from common.flags import BARE, shown
 from common.machine import distributed
 from common.machine.device import random_state, set_random_state
 from common.runs import checkpoint
+from common.runs.folder import PROGRAM, RunFolder
 from common.writing import write_whole
 
-PROGRAM = "alignq"  # in config.json: says that the folder is ours
-SAME_RUN = ("model", "method", "bitW", "abitW", "demo", "seed", "train_batch_size", "src_data", "tgt_data")
+SAME_RUN = (  # what a resumed run must have been made with
+    *("model", "method", "bitW", "abitW", "demo", "seed", "split_seed", "train_batch_size"),
+    *("src_data", "tgt_data", "adaptation"),
+)
+FEATURES_BEFORE = "features_before.npz"
 
 
 class _BarAwareHandler(logging.StreamHandler):
@@ -37,81 +38,52 @@ class _BarAwareHandler(logging.StreamHandler):
 class Job:
     """One run's folder, held by this process alone until ``close``. Of several processes of a run the first one writes.
 
+    The folder becomes the program's own with ``begin``. A run that is refused before that leaves it as it was.
+
     Attributes:
         folder: job_dir. log: writes a line to logger.log and stderr.
         writers: tensorboardX writers by "train" and "test", made at first use.
         writes: whether this process does; the others log, record and save nothing.
+        split_seen: why the file that the run started from may have been trained on its test images, or "".
 
     Raises:
-        UserError: another process holds the folder; it holds a run and neither --resume nor --reset was given; or
-            --reset meets a folder that this program did not make.
+        UserError: another process holds the folder; it holds a run and neither --resume nor --reset was given; it holds
+            files that no run made; or it cannot be written.
     """
 
-    def __init__(self, options: argparse.Namespace, task: Task) -> None:
-        self.options, self.task = options, task
-        self.folder = Path(options.job_dir)
+    def __init__(self, options: Options) -> None:
+        self.options, self.task = options, options.task
+        self.folder = Path(options.run.job_dir)
         self.checkpoints = self.folder / "checkpoint"
+        self.split_seen = ""
         self._writers: dict[str, Any] = {}
-        self._lock: Any = None
-        self.logger = logging.getLogger("gal")
+        self._handlers: list[logging.Handler] = []
+        self._place: RunFolder | None = None
+        self.logger = logging.getLogger("alignq")
         self.writes = distributed.rank() == 0
         if self.writes:
-            self._open()
+            self._place = RunFolder(self.folder)
+            try:
+                self._place.prepare(reset=options.run.reset, refuse=self._refusal)
+                self._log_to_file()
+            except BaseException:
+                self.close()
+                raise
         distributed.gather(None)  # the folder is ready for all
 
-    def _open(self) -> None:
-        options = self.options
-        ours = self._config().get("program") == PROGRAM
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"--job_dir {self.folder}: a file; expected a folder")
-        if options.reset and self.folder.exists() and any(self.folder.iterdir()) and not ours:
-            raise UserError(
-                f"--reset: {self.folder} was not made by this program; remove it yourself or choose another"
-            )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._lock = self._hold()
-        try:
-            self._prepare()
-        except BaseException:
-            self.close()
-            raise
-
-    def _config(self) -> dict[str, Any]:
-        try:
-            content = json.loads((self.folder / "config.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def _hold(self) -> Any:
-        lock = open(self.folder / ".lock", "w")  # noqa: SIM115 -- held as long as the job
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise UserError(
-                f"--job_dir {self.folder}: another run is writing there; wait for it or choose another"
-            ) from None
-        return lock
-
-    def _prepare(self) -> None:
-        options = self.options
-        if options.reset:
-            for entry in self.folder.iterdir():
-                if entry.name != ".lock":
-                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-            self.checkpoints.mkdir()
-        for leftover in self.folder.rglob(".*.tmp"):  # of a killed run
-            leftover.unlink()
-        if options.resume is None and not options.test_only and self.last.exists():
-            raise UserError(
-                f"--job_dir {self.folder} holds a run; add --resume to continue it or --reset to start over"
-            )
-        if not (options.resume or options.test_only or self.last.exists()) and self._trimmed():
-            raise UserError(
+    def _refusal(self) -> str:
+        """Why the run must not touch what is in the folder, or ""."""
+        run = self.options.run
+        if run.resume is None and not run.test_only and self.last.exists():
+            return f"--job_dir {self.folder} holds a run; add --resume to continue it or --reset to start over"
+        if not (run.resume or run.test_only or self.last.exists()) and self._trimmed():
+            return (
                 f"--job_dir {self.folder} holds a finished run, of which the best weights alone were kept: --test_only "
                 "evaluates it, --reset starts over"
             )
+        return ""
+
+    def _log_to_file(self) -> None:
         self.logger.setLevel(logging.INFO)
         self.logger.propagate = False
         layout = logging.Formatter("%(asctime)s | %(message)s", "%m/%d %I:%M:%S %p")
@@ -119,16 +91,23 @@ class Job:
         for handler in self._handlers:
             handler.setFormatter(layout)
             self.logger.addHandler(handler)
-        if not (options.test_only and self._config()):
-            self._write_config()
-        for note in options.notes:
+        for note in self.options.notes:
             self.log(note)
 
     def _trimmed(self) -> bool:
         return self.best.exists() and (self.folder / "summary.json").exists()
 
+    def begin(self) -> None:
+        """Make the folder the program's own: what can be refused has been; training or evaluation comes next."""
+        if self._place is None:
+            return
+        again = self.options.run.test_only and self._place.is_ours()
+        self._place.adopt()
+        if not again:
+            self._write_config()
+
     def _write_config(self) -> None:
-        values = recorded(self.options, self.task)
+        values = self.options.flat()
         content = {
             "program": PROGRAM,
             "task": self.task.name,
@@ -139,7 +118,7 @@ class Job:
         }
         write_whole(self.folder / "config.json", json.dumps(content, indent=1) + "\n")
         lines = [time.strftime("%Y-%m-%d-%H:%M:%S"), "", *(f"{key}: {value}" for key, value in values.items()), "", ""]
-        (self.folder / "config.txt").write_text("\n".join(lines))
+        write_whole(self.folder / "config.txt", "\n".join(lines))
 
     def log(self, message: str) -> None:
         self.logger.info(message)
@@ -173,14 +152,7 @@ class Job:
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one that a killed run left half-written is dropped."""
-        rows = []
-        path = self.folder / "metrics.jsonl"
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+        return _history(self.folder)
 
     def write_json(self, name: str, content: Any) -> None:
         if not self.writes:
@@ -191,50 +163,84 @@ class Job:
         """Write model_best.pt (if it is), model_N.pt (by --save_every), and last.pt after them: it vouches for both."""
         if not self.writes:
             return
-        content = {**state, "epoch": epoch + 1, "config": self._plain_config(), "random": random_state()}
+        content = {
+            **state,
+            "epoch": epoch + 1,
+            "config": self._plain_config(),
+            "random": random_state(),
+            "split_seen": self.split_seen,
+        }
         if is_best:
             checkpoint.save(content, self.best)
-        every = self.options.save_every
+        every = self.options.run.save_every
         if every and (epoch + 1) % every == 0:
             checkpoint.save(content, self.checkpoints / f"model_{epoch + 1}.pt")
         checkpoint.save(content, self.last)
 
     def _plain_config(self) -> dict[str, Any]:
-        config = {**recorded(self.options, self.task), "model": self.options.model, "task": self.task.name}
-        return json.loads(json.dumps(config))
+        return json.loads(json.dumps({**self.options.flat(), "task": self.task.name}))
 
     def restore(self) -> dict[str, Any] | None:
         """The checkpoint to resume from, or None for a fresh start; the metrics of later epochs are dropped.
 
+        From a checkpoint of another folder, what a result needs is brought along: the best epoch's weights, where they
+        lie beside it, the metrics, and the features before training. Where the best weights are not there, "best" in
+        the checkpoint is None and the best epoch is chosen anew.
+
         Raises:
             UserError: --resume names a file that is not there, or a run with other settings.
         """
-        if self.options.resume is None:
+        if self.options.run.resume is None:
             self._keep([])
             return None
-        path = self.last if self.options.resume == BARE else Path(self.options.resume)
-        if self.options.resume == BARE and not path.exists():
+        path = self.last if self.options.run.resume == BARE else Path(self.options.run.resume)
+        if self.options.run.resume == BARE and not path.exists():
             self.log(f"--resume: {path} is not there yet; starting from the beginning")
             self._keep([])
             return None
         content = checkpoint.read(path)
+        self._check(content, path)
+        other = path.parent.parent
+        rows = [row for row in self.history() or _history(other) if row["epoch"] < content["epoch"]]
+        epochs = self.options.training.num_epochs
+        if content["epoch"] >= epochs and not rows:
+            raise UserError(
+                f"--resume {path}: nothing is left to train, it is at epoch {content['epoch']} of "
+                f"{epochs}; --test_only evaluates it, a higher --num_epochs goes on"
+            )
+        set_random_state(content["random"])
+        self.split_seen = str(content.get("split_seen", ""))
+        self._keep(rows)
+        if not self._bring_best(content, path):
+            content["best"] = None
+            self.log(f"--resume {path}: its best epoch's weights are not beside it; the best is chosen from here on")
+        before = other / FEATURES_BEFORE
+        if self.writes and before.is_file() and not (self.folder / FEATURES_BEFORE).exists():
+            write_whole(self.folder / FEATURES_BEFORE, before.read_bytes())
+        self.log(f"resuming from {path} at epoch {content['epoch']}")
+        return content
+
+    def _check(self, content: dict[str, Any], path: Path) -> None:
         config = content.get("config")
-        if not isinstance(config, dict) or "optimizer_t" not in content:
+        needed = ("optimizer_t", "random", "epoch", "best", "state_dict_t")
+        if not isinstance(config, dict) or any(name not in content for name in needed):
             raise UserError(f"--resume {path}: not a checkpoint of this program; --source_file starts from its weights")
         now = self._plain_config()
         for key in SAME_RUN:
-            if key in now and config.get(key) != now[key]:
-                raise UserError(f"--resume {path}: it was made with --{key} {config.get(key)}, not {now[key]}")
-        set_random_state(content["random"])
-        rows = [row for row in self.history() if row["epoch"] < content["epoch"]]
-        if content["epoch"] >= self.options.num_epochs and not rows:
-            raise UserError(
-                f"--resume {path}: nothing is left to train, it is at epoch {content['epoch']} of "
-                f"{self.options.num_epochs}; --test_only evaluates it, a higher --num_epochs goes on"
-            )
-        self._keep(rows)
-        self.log(f"resuming from {path} at epoch {content['epoch']}")
-        return content
+            if key in now and key in config and config[key] != now[key]:
+                raise UserError(f"--resume {path}: it was made with --{key} {shown(config[key])}, not {now[key]}")
+
+    def _bring_best(self, content: dict[str, Any], path: Path) -> bool:
+        """Let model_best.pt hold the best epoch of a checkpoint to resume from; False: it is nowhere."""
+        if not self.writes:
+            return True
+        wanted = content["best"]["epoch"] + 1
+        for place in (self.best, path.with_name(self.best.name), path):
+            if place.is_file() and (found := checkpoint.read(place)).get("epoch") == wanted:
+                if place != self.best:
+                    checkpoint.save(found, self.best)
+                return True
+        return False
 
     def _keep(self, rows: list[dict[str, Any]]) -> None:
         """Let metrics.jsonl hold these lines alone; none: no file."""
@@ -250,8 +256,19 @@ class Job:
         """Flush the writers and let go of the folder."""
         for writer in self._writers.values():
             writer.close()
-        for handler in getattr(self, "_handlers", []):
+        for handler in self._handlers:
             self.logger.removeHandler(handler)
             handler.close()
-        if self._lock is not None:
-            self._lock.close()
+        if self._place is not None:
+            self._place.close()
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

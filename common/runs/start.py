@@ -1,47 +1,82 @@
 """What a run begins with: its network, and the weights that it starts from."""
 
-import argparse
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from common.config.naming import find_source
-from common.config.tasks import Task
-from common.models import build_model
+from common.config.naming import earlier_runs, find_source
+from common.config.options import Options
+from common.data.kinds import DATA
+from common.errors import UserError
+from common.flags import values_of
+from common.models import build_model, known_network
+from common.quantizers import make_scheme
 from common.runs import checkpoint
+from common.runs.backbone import IMAGENET, NONE, load_backbone
 from common.runs.job import Job
 
 
-def make_model(options: argparse.Namespace, **task_arguments: Any) -> nn.Module:
-    return build_model(options.model, **scheme_options(options), **task_arguments)
+def check_network(options: Options) -> None:
+    """Refuse, before data are read, a network that this program cannot feed, or what its method does not define."""
+    make_scheme(**options.quantization.scheme, **values_of(options.own))  # type: ignore[arg-type]
+    entry = known_network(options.quantization.model)
+    if entry is not None and entry.data != options.task.data:
+        raise UserError(
+            f"--model {options.quantization.model}: belongs to {entry.task}, whose images this program does not have; "
+            f"expected a network such as {options.task.model}"
+        )
+    if entry is None and options.task.cross:
+        raise UserError(
+            f"--model {options.quantization.model}: this program adapts the networks of its own table alone, such as "
+            f"{options.task.model}"
+        )
 
 
-def scheme_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags that say how the network is quantized, as ``make_scheme`` and ``build_model`` take them."""
-    names = ("method", "bitW", "abitW", "act_range", "levels", "grad_approx", "lam", "lam2")
-    stage = "align" if options.stage == "align" else "plain"
-    return {**{name: getattr(options, name) for name in names}, "stage": stage}
+def make_network(options: Options, num_classes: int | None = None) -> nn.Module:
+    """The network of a run, freshly initialised."""
+    entry = known_network(options.quantization.model)
+    flat = options.flat()
+    arguments: dict[str, Any] = {name: flat[name] for name in (entry.arguments if entry is not None else ())}
+    arguments |= {"num_classes": num_classes, **values_of(options.own)}
+    return build_model(options.quantization.model, **options.quantization.scheme, **arguments)  # type: ignore[arg-type]
 
 
-def load_source(model: nn.Module, options: argparse.Namespace, task: Task, job: Job, earlier_runs: list) -> bool:
-    """Fill the model with the weights the run starts from, or that --test_only evaluates; False: there are none."""
-    if options.resume is not None and not options.test_only and (job.last.exists() or options.resume):
+def load_source(network: nn.Module, options: Options, job: Job) -> bool:
+    """Fill the network with the weights the run starts from, or that --test_only evaluates; False: there are none."""
+    run, start = options.run, options.start
+    if run.resume is not None and not run.test_only and (job.last.exists() or run.resume):
         return True  # the checkpoint brings everything
-    if options.test_only:
-        if options.resume:
-            path = options.resume
+    if run.test_only:
+        if run.resume:
+            path = Path(run.resume)
         elif job.best.exists() and "source_file" not in options.typed:
             path = job.best
         else:
-            path = find_source(options, task, earlier_runs)
-    elif options.pretrained and (options.bits != 32 or "source_file" in options.typed):
-        path = find_source(options, task, earlier_runs)
+            path = find_source(options, earlier_runs(options))
+    elif start.pretrained and (options.quantization.bits != 32 or "source_file" in options.typed):
+        path = find_source(options, earlier_runs(options))
     else:
         job.log("training from scratch")
         return False
-    report, content = checkpoint.load_weights(model, path, options.method)
+    report, content = checkpoint.load_weights(network, path, options.quantization.method)
     for line in report.lines(path):
         job.log(line)
-    if (content.get("config") or {}).get("demo") and not options.demo:
+    config = content.get("config")
+    config = config if isinstance(config, dict) else {}
+    if config.get("demo") and not options.data.demo:
         job.log(f"warning: {path} was trained on demo data")
+    job.split_seen = DATA[options.task.data].split_seen(options.data, config) if config else ""
+    if job.split_seen:
+        job.log(f"warning: {path}: {job.split_seen}; its accuracy is not that of unseen images")
     return True
+
+
+def start_backbone(network: Any, options: Options, job: Job) -> bool:
+    """Give the backbone its ImageNet weights when nothing else did; returns whether it is pretrained now."""
+    if options.backbone is None or (options.run.resume is not None and job.last.exists()):
+        return False  # there is none, or the checkpoint brings everything
+    wanted = options.backbone.backbone_weights or IMAGENET
+    for line in load_backbone(network.backbone(), wanted):
+        job.log(line)
+    return wanted != NONE

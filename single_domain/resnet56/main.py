@@ -7,10 +7,10 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))
 
 from common.config.tasks import Task  # noqa: E402
-from common.engine.single_domain import main  # noqa: E402
+from common.engine.program import main  # noqa: E402
 
 DEFAULTS = {"bitW": 4, "lr_decay_steps": [80, 120]}
-TASK = Task("resnet56", "single", FOLDER, model="resnet56_quant", stem="res56", defaults=DEFAULTS)
+TASK = Task("resnet56", FOLDER, model="resnet56_quant", stem="res56", defaults=DEFAULTS)
 
 if __name__ == "__main__":
     main(TASK)

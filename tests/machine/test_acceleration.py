@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from common.adaptation.objectives import DANN
 from torch import nn
 
-from common.adaptation.objectives import DANN
 from common.admm.crp import CRP
 from common.errors import UserError
 from common.machine.acceleration import Acceleration

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common.adaptation.objectives import DANN
+from common.data.cross_domain import DOMAINS, CrossData
 from torch import distributed as dist
 from torch import nn
 from torch.distributed import run as torchrun
 
-from common.adaptation.objectives import DANN
 from common.config.tasks import Task
 from common.data import cifar10
-from common.data.cross_domain import DOMAINS, CrossData
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.demo.folder import MARKER
 from common.data.tensors import ImageSet, TensorBatches

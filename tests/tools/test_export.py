@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common.engine.single_domain import run
 from PIL import Image
 
 from common.config.tasks import Task
@@ -19,7 +20,6 @@ from common.data.demo.folder import build_once
 from common.deploy import packed
 from common.deploy.description import Description, describe
 from common.deploy.restore import restore
-from common.engine.single_domain import run
 from common.errors import UserError
 from common.models import build_model
 from common.runs import checkpoint

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.engine.cross_domain import model_arguments
 
 from common.config.options import parse
-from common.engine.cross_domain import model_arguments
 from common.errors import UserError
 from common.models import build_model
 from common.runs.start import scheme_options

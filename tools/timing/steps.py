@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from common.adaptation.objectives import DANN
 from torch import nn
 
-from common.adaptation.objectives import DANN
 from common.admm.crp import CRP
 from common.engine.meters import cross_entropy
 from common.errors import UserError

@@ -7,10 +7,12 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[2]))
 
 from common.config.tasks import Task  # noqa: E402
-from common.engine.cross_domain import main  # noqa: E402
+from common.engine.program import main  # noqa: E402
 
 DEFAULTS = {"src_data": "mnist", "tgt_data": "mnistm", "bitW": 1}
-TASK = Task("dann_digits", "digits", FOLDER, model="MNISTmodel_quant", crp=True, defaults=DEFAULTS)
+TASK = Task(
+    "dann_digits", FOLDER, model="MNISTmodel_quant", data="digits", objective="dann", crp=True, defaults=DEFAULTS
+)
 
 if __name__ == "__main__":
     main(TASK)

@@ -7,10 +7,10 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[2]))
 
 from common.config.tasks import Task  # noqa: E402
-from common.engine.cross_domain import main  # noqa: E402
+from common.engine.program import main  # noqa: E402
 
 DEFAULTS = {"src_data": "amazon", "tgt_data": "webcam", "bitW": 4, "train_batch_size": 32, "eval_batch_size": 32}
-TASK = Task("dsan_office", "dsan", FOLDER, model="resnet50_dsan", defaults=DEFAULTS)
+TASK = Task("dsan_office", FOLDER, model="resnet50_dsan", data="office", objective="dsan", defaults=DEFAULTS)
 
 if __name__ == "__main__":
     main(TASK)

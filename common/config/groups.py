@@ -1,0 +1,107 @@
+"""The groups of options that every program, or every cross-domain program, has."""
+
+from dataclasses import dataclass
+
+from common.flags import BARE, count, epochs, flag, natural, non_negative, number, positive, seed_number, switch, word
+from common.quantizers.rounding import FLOAT_BITS
+
+FLOAT = FLOAT_BITS
+above_zero = number(float, 1e-6, 1e6, "a number from 1e-6 to 1e6")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The network and how it is quantized. Bits that were not typed are filled in by the reader."""
+
+    model: str = flag("", word, "network", also=("target_model",))
+    method: str = flag("ours", word, "quantization method")  # checked by the registry
+    bitW: int = flag(FLOAT, count, "bits of the weights; 32 is float (default: as --abitW)")
+    abitW: int = flag(FLOAT, count, "bits of the activations; 32 is float (default: as --bitW)")
+    act_range: float = flag(2.0, above_zero, "activations are aligned to [-r, r]")
+    grad_approx: str = flag("sigmoid", help="gradient of the weights' rounding", choices=("sigmoid", "ste"))
+    lam: float = flag(1.0, positive, "gain of the sigmoid gradient")
+    lam2: float = flag(4.0, positive, "sharpness of the sigmoid gradient")
+    levels: str = flag("exact", help="2^k levels, or the published CRP code's grid", choices=("exact", "published"))
+    stage: str = flag(
+        "plain",
+        help="align: 32-bit tensors are aligned without rounding; any other value is plain",
+        choices=("plain", "align", "second", "org", "aligned"),
+    )
+
+    @property
+    def bits(self) -> int:
+        """The width that names a run: the weights', or the activations' where weights are float."""
+        return self.bitW if self.bitW != FLOAT else self.abitW
+
+    @property
+    def scheme(self) -> dict[str, object]:
+        """As ``make_scheme`` and ``build_model`` take it, a method's own options apart."""
+        names = ("method", "bitW", "abitW", "act_range", "levels", "grad_approx", "lam", "lam2")
+        stage = "align" if self.stage == "align" else "plain"
+        return {**{name: getattr(self, name) for name in names}, "stage": stage}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from."""
+
+    pretrained: bool = switch(True, "start a run below 32 bits from its source file")
+    source_dir: str = flag("pretrained", help="folder of the source file")
+    source_file: str | None = flag(None, word, "file with the weights to start from (default: the table's)")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Of a task whose network has a backbone with ImageNet weights."""
+
+    backbone_weights: str | None = flag(None, word, "ImageNet weights of the backbone: FILE, imagenet or none")
+    backbone_lr_scale: float = flag(0.1, non_negative, "learning rate of the pretrained backbone, relative")
+    quant_shortcut: bool = switch(False, "quantize ResNet-50's downsample branches too")
+
+
+@dataclass(frozen=True)
+class Training:
+    num_epochs: int = flag(200, count, "epochs")
+    train_batch_size: int = flag(128, count, "samples per training batch (of each domain)")
+    eval_batch_size: int = flag(100, count, "samples per test batch", also=("test_batch_size",))
+    lr: float = flag(0.04, positive, "learning rate")
+    lr_decay_steps: list[int] = flag(
+        [80, 120], natural, "epochs at which it is multiplied by --lr_gamma", nargs="*", read_all=epochs
+    )
+    lr_gamma: float = flag(0.1, positive, "factor at those epochs")
+    momentum: float = flag(0.9, number(float, 0, 1, "a number from 0 to below 1", below=True), "of SGD")
+    weight_decay: float = flag(1e-4, non_negative, "of SGD; learned scales have none")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Of a cross-domain program."""
+
+    adaptation: str = flag("", word, "what a step minimises")  # checked by the registry
+    src_only_flag: bool = switch(False, "train on the source alone, as --adaptation source_only")
+    warmup_epochs: int = flag(0, natural, "epochs on the source alone before adaptation begins")
+    epoch_length: str | None = flag(
+        None, help="the shorter or the longer loader (default: the objective's)", choices=("min", "max")
+    )
+    alpha: float = flag(0.0, non_negative, "learning rate / (1 + alpha p)^0.75, p the progress in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run itself: its folder and what it is to do there."""
+
+    job_dir: str = flag("", word, "folder of the run (default: experiment/…, named by method and bits)")
+    config: str | None = flag(None, word, "take the values of a job's config.json; typed flags win")
+    resume: str | None = flag(None, help="continue from last.pt of the job, or from PATH", nargs="?", const=BARE)
+    reset: bool = switch(False, "delete the job's folder first")
+    test_only: bool = switch(False, "evaluate and do not train")
+    seed: int = flag(0, seed_number, "of initialisation, sample order and augmentation")
+    save_every: int = flag(0, natural, "keep checkpoint/model_N.pt every N epochs; 0: last and best alone")
+    print_freq: int = flag(200, count, "steps between two progress reports")
+
+
+NOT_REPEATED = ("config", "resume", "reset", "test_only")  # what a job's config.json does not pass on
+UNUSED = (  # of the published programs; accepted, without use there or here
+    *("arch", "dataset", "source_model", "refine", "lr_decay_step", "mask_step", "random"),
+    *("keep_grad", "tau", "bit_range", "dataset_root", "src_data_dir", "bottle_neck"),
+)

@@ -1,0 +1,82 @@
+"""What a network is worth on a test set, and on corrupted images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.adaptation import Objective
+from common.adaptation.base import cross_entropy
+from common.data.corruptions import STRENGTHS, corrupt
+from common.data.kinds import DOMAINS, Batches, Batching, RunData
+from common.data.kinds.cifar10 import make_batches
+from common.engine.meters import Sums, precision
+from common.machine import distributed
+from common.measure import feature_map
+from common.runs.job import Job
+
+TAGS = {"loss": "_loss", "prec1": "-top-1", "prec5": "-top-5", "prec1_domain": "-top-1_domain"}
+
+
+def evaluate(
+    objective: Objective, data: RunData, name: str, job: Job, epoch: int = 0, log: bool = True
+) -> tuple[dict[str, float], Tensor]:
+    """Means of loss, prec1, prec5 and, where domains are told apart, prec1_domain over a test set; (C, C) confusion."""
+    mean, confusion = measure(objective, data.test[name], name)
+    if log:
+        _report(name, mean, job, epoch)
+    return mean, confusion
+
+
+@torch.no_grad()
+def measure(objective: Objective, batches: Batches, domain: str = "") -> tuple[dict[str, float], Tensor]:
+    """As ``evaluate``, of any batches, without a line for the log; the network is in evaluation mode afterwards."""
+    objective.network.eval()
+    if objective.heads is not None:
+        objective.heads.eval()
+    sums, confusion = Sums(), torch.zeros((), dtype=torch.int64)
+    for images, labels in distributed.dealt(batches):
+        logits, domain_logits = objective.predict(images)
+        values = {"loss": cross_entropy(logits, labels), **precision(logits, labels)}
+        if domain_logits is not None and domain in DOMAINS:
+            truth = labels.new_full((len(labels),), DOMAINS.index(domain))
+            values["prec1_domain"] = precision(domain_logits, truth)["prec1"]
+        sums.add(len(labels), **values)
+        confusion = confusion + feature_map.confusion(logits, labels).cpu()
+    return sums.mean(), sum(distributed.gather(confusion), torch.zeros((), dtype=torch.int64))
+
+
+def _report(name: str, mean: dict[str, float], job: Job, epoch: int) -> None:
+    """The published lines and tags: a domain's behind its name, those of a single test set, or of the target, bare."""
+    title = "Test" if name in DOMAINS else name.capitalize()
+    tags = {title + TAGS[what]: value for what, value in mean.items()}
+    if name in DOMAINS:
+        tags = {f"{name}/{tag}": value for tag, value in tags.items()} | (tags if name == "target" else {})
+    job.scalars("test", tags, epoch + 1)
+    accuracy = f"Prec@1 {mean['prec1']:.3f} Prec@5 {mean['prec5']:.3f}"
+    if name not in DOMAINS:
+        job.log(f"{accuracy}{'' if name == 'test' else f' [{name}]'}\n" + "=" * 47 + "\n")
+        return
+    lines = [name, f"{accuracy} (Image)"]
+    lines += [f"Prec@1 {mean['prec1_domain']:.3f} (Domain)"] if "prec1_domain" in mean else []
+    job.log("\n".join([*lines, "=" * 55, ""]))
+
+
+def evaluate_shifted(objective: Objective, data: RunData, job: Job, batching: Batching) -> dict[str, Any]:
+    """Top-1 on corrupted test images: {corruption: [at each of its strengths], "mean": over all of them, "images": N}.
+
+    --shift_images N takes a sample of N, the same share of every class and the same for every network.
+    """
+    test: Any = data.test["test"]
+    clean, wanted = test.image_set, job.options.data.shift_images
+    if 0 < wanted < len(clean):
+        clean = clean.split(wanted / len(clean), seed=0)[1]
+    top1: dict[str, list[float]] = {}
+    for kind, strengths in STRENGTHS.items():
+        levels = range(1, len(strengths) + 1)
+        sets = (make_batches(corrupt(clean, kind, n), batching, train=False) for n in levels)
+        top1[kind] = [measure(objective, batches)[0]["prec1"] for batches in sets]
+        values = ", ".join(f"{value:.3f}" for value in top1[kind])
+        job.log(f"{job.options.demo}test top-1 under {kind} {strengths}: {values}")
+    every = [value for values in top1.values() for value in values]
+    return {**top1, "mean": sum(every) / len(every), "images": len(clean)}
