@@ -224,7 +224,7 @@ def _widths(given: Mapping[str, Any], typed: Mapping[str, Any], task: Task) -> d
 
 def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: tuple[str, ...]) -> Options:
     if values["method"] not in METHODS:
-        raise UserError(f"--method {shown(values['method'])}: expected one of {', '.join(METHODS)}")
+        raise UserError(f"--method {values['method']}: expected one of {', '.join(METHODS)}")
     chosen = {"own": ("--method", values["method"])}
     if task.cross:
         values["adaptation"] = _adaptation(values, typed)
@@ -246,7 +246,7 @@ def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: t
 def _adaptation(values: Mapping[str, Any], typed: Collection[str]) -> str:
     name = values["adaptation"]
     if name not in OBJECTIVES:
-        raise UserError(f"--adaptation {shown(name)}: expected one of {', '.join(OBJECTIVES)}")
+        raise UserError(f"--adaptation {name}: expected one of {', '.join(OBJECTIVES)}")
     if not values["src_only_flag"]:
         return name
     if "adaptation" in typed and name != "source_only":

@@ -202,16 +202,18 @@ class Job:
         content = checkpoint.read(path)
         self._check(content, path)
         other = path.parent.parent
-        rows = [row for row in self.history() or _history(other) if row["epoch"] < content["epoch"]]
+        own, rows = (
+            [row for row in _history(folder) if row["epoch"] < content["epoch"]] for folder in (self.folder, other)
+        )
         epochs = self.options.training.num_epochs
-        if content["epoch"] >= epochs and not rows:
+        if content["epoch"] >= epochs and not own:
             raise UserError(
                 f"--resume {path}: nothing is left to train, it is at epoch {content['epoch']} of "
                 f"{epochs}; --test_only evaluates it, a higher --num_epochs goes on"
             )
         set_random_state(content["random"])
         self.split_seen = str(content.get("split_seen", ""))
-        self._keep(rows)
+        self._keep(own or rows)
         if not self._bring_best(content, path):
             content["best"] = None
             self.log(f"--resume {path}: its best epoch's weights are not beside it; the best is chosen from here on")

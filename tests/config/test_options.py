@@ -172,7 +172,7 @@ def test_flags_of_another_objective_are_refused_and_those_of_the_chosen_one_read
     assert parse(OFFICE, ["--adaptation", "mcc"]).adaptation.epoch_length == "max", "the objective's own default"
     with pytest.raises(UserError, match="contradict"):
         parse(OFFICE, ["--adaptation", "mcc", "--src_only_flag"])
-    with pytest.raises(UserError, match="--adaptation 'nobody': expected one of source_only, dann"):
+    with pytest.raises(UserError, match="--adaptation nobody: expected one of source_only, dann"):
         parse(OFFICE, ["--adaptation", "nobody"])
 
 
