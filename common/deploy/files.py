@@ -54,17 +54,16 @@ def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False
     elif found.read is None:
         readable = [one.suffix for one in FORMATS.values() if one.read is not None]
         raise UserError(f"{path}: {found.why_not}; expected a checkpoint, or a file such as {', '.join(readable)}")
+    elif fast and found.engine:
+        raise UserError(
+            f"{path}: --fast compiles a checkpoint or a packed file; {found.engine} runs an {found.name} file"
+        )
     else:
         form, (computes, description) = found.name, found.read(path)
-    if not isinstance(computes, nn.Module):
-        if fast:
-            raise UserError(
-                f"{path}: --fast compiles a checkpoint or a packed file; {form} files have their own engine"
-            )
-        return Classifier(path, form, computes, description, notes)
-    if fast:
+    if fast and isinstance(computes, nn.Module):
         return Classifier(path, f"{form}, fast", FastLogits(computes), description, notes)
-    return Classifier(path, form, _logits(computes, device), description, notes)
+    logits = _logits(computes, device) if isinstance(computes, nn.Module) else computes
+    return Classifier(path, form, logits, description, notes)
 
 
 class FastLogits:

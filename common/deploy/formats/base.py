@@ -21,7 +21,7 @@ class Format:
         write: (network in evaluation mode, description, path) to a file that is there whole or not at all.
         read: a path to a network, or to logits where an engine of its own computes them, and the description; raises
             UserError for what is no such file. None: files of this format are written and never opened here.
-        why_not: why they are not opened.
+        why_not: why they are not opened. engine: what computes them, where it is not torch.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Format:
     write: Callable[[nn.Module, Description, Path], None]
     read: Callable[[Path], tuple[nn.Module | Logits, Description]] | None = None
     why_not: str = ""
+    engine: str = ""
 
 
 def present(path: Path, what: str) -> Path:

@@ -35,4 +35,4 @@ def read(path: Path) -> tuple[Logits, Description]:
     return logits, description
 
 
-ONNX = Format("onnx", ".onnx", "opset 21, for onnxruntime", write, read)
+ONNX = Format("onnx", ".onnx", "opset 21, for onnxruntime", write, read, engine="onnxruntime")
