@@ -7,7 +7,6 @@ of the tables for the task, pair and bit-width, the task's own defaults, and the
 import argparse
 import dataclasses
 import difflib
-import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from common.flags import Flag, flags_of, shown, values_of
 from common.machine.acceleration import AccelerationOptions
 from common.machine.device import DeviceOptions
 from common.quantizers import METHODS
+from common.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,12 @@ def read_recorded(given: Mapping[str, Any], known: Mapping[str, Flag], where: st
 def _read_config(path: str, task: Task, known: Mapping[str, Flag]) -> dict[str, Any]:
     where = f"--config {path}"
     try:
-        content = json.loads(Path(path).read_text())
-        options = dict(content["options"])
-    except FileNotFoundError:
-        raise UserError(f"{where}: there is no such file; expected the config.json of a job") from None
-    except (OSError, RecursionError, KeyError, TypeError, ValueError):
-        raise UserError(f"{where}: not the config.json of a job") from None
+        content = read_json(Path(path), "the config.json of a job")
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
+    options = content.get("options")
+    if not isinstance(options, dict):
+        raise UserError(f"{where}: not the config.json of a job")
     if content.get("task") != task.name:
         raise UserError(f"{where}: made by task {shown(content.get('task'))}, this is {task.name}")
     passed = {name: value for name, value in options.items() if name not in NOT_REPEATED}

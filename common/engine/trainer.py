@@ -19,6 +19,7 @@ from common.engine.schedule import learning_rate_factor, parameter_groups, set_l
 from common.machine import distributed
 from common.machine.acceleration import Acceleration
 from common.measure import feature_map
+from common.runs import checkpoint
 from common.runs.job import FEATURES_BEFORE, Job
 
 Best = dict[str, Any]  # epoch, what it was judged by, and the means of every test set at it
@@ -60,10 +61,10 @@ class Trainer:
         return torch.optim.SGD(groups, training.lr, training.momentum, fused=fused)
 
     def _continue(self, content: dict[str, Any]) -> None:
-        self.network.load_state_dict(content["state_dict_t"])
+        checkpoint.continue_from(self.network, content["state_dict_t"], "the network")
         if self.objective.heads is not None:
-            self.objective.heads.load_state_dict(content["heads"])
-        self.optimizer.load_state_dict(content["optimizer_t"])
+            checkpoint.continue_from(self.objective.heads, content.get("heads"), "the objective's own layers")
+        checkpoint.continue_optimizer(self.optimizer, content["optimizer_t"])
         if self.crp is not None:
             states = [content.get("crp", {}), *content.get("crp_others", [])]  # by process
             self.crp.load_state_dict(states[distributed.rank() if distributed.rank() < len(states) else 0])

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from common.config.options import Options
 from common.errors import UserError
-from common.flags import BARE, shown
+from common.flags import BARE, MOST_NUMBER, shown
 from common.machine import distributed
 from common.machine.device import random_state, set_random_state
+from common.reading import reason
 from common.runs import checkpoint
 from common.runs.folder import PROGRAM, RunFolder
 from common.writing import write_whole
@@ -211,7 +212,10 @@ class Job:
                 f"--resume {path}: nothing is left to train, it is at epoch {content['epoch']} of "
                 f"{epochs}; --test_only evaluates it, a higher --num_epochs goes on"
             )
-        set_random_state(content["random"])
+        try:
+            set_random_state(content["random"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"--resume {path}: its random state cannot be read ({reason(error)})") from None
         self.split_seen = str(content.get("split_seen", ""))
         self._keep(own or rows)
         if not self._bring_best(content, path):
@@ -228,6 +232,9 @@ class Job:
         needed = ("optimizer_t", "random", "epoch", "best", "state_dict_t")
         if not isinstance(config, dict) or any(name not in content for name in needed):
             raise UserError(f"--resume {path}: not a checkpoint of this program; --source_file starts from its weights")
+        epoch, best = content["epoch"], content["best"]
+        if not (type(epoch) is int and 0 < epoch <= MOST_NUMBER and isinstance(best, dict) and "epoch" in best):
+            raise UserError(f"--resume {path}: its epoch is {shown(epoch)}, the best {shown(best)}; it is damaged")
         now = self._plain_config()
         for key in SAME_RUN:
             if key in now and key in config and config[key] != now[key]:
