@@ -56,15 +56,6 @@ def run_cleanly(program: Callable[[], object], resumes: bool = True) -> NoReturn
     sys.exit(0)
 
 
-def run_tool(function: Callable[..., object]) -> NoReturn:
-    """A tool's command line, by fire: parameters are flags, docstring is --help. ``run_cleanly`` without --resume."""
-    import fire
-
-    words = sys.argv[1:]
-    asked = {"-h", "--help"} & set(words)
-    run_cleanly(lambda: fire.Fire(function, command=["--", "--help"] if asked else words), resumes=False)
-
-
 def _in_thread(args: threading.ExceptHookArgs) -> None:
     """A writer's thread that meets a disk fault says so in a line; the main thread decides what becomes of the run."""
     if isinstance(args.exc_value, OSError) and args.exc_value.errno in DISK_FAULTS:

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import report
-from page import cells, plots
-from page.jobs import read
 from PIL import Image
 
 from common.config.tasks import Task
 from common.data.demo import cifar10, digits
 from common.engine import cross_domain, single_domain
-from common.errors import UserError
+from tests.tools.entry import refused
+from tools import report
+from tools.page import entries, plots
+from tools.page.jobs import read
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 DIGITS = {"src_data": "mnist", "tgt_data": "mnistm"}
@@ -65,7 +65,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(jobs: Path) -> str:
     path = jobs.parent / "page" / "report.html"
-    report.report(str(jobs), out=str(path))
+    report.report(str(jobs), out=path)
     return path.read_text(encoding="utf-8")
 
 
@@ -180,10 +180,10 @@ def test_a_single_domain_run_records_its_classes(jobs: Path) -> None:
 def test_runs_that_differ_in_a_flag_are_not_averaged(jobs: Path) -> None:
     one, other = (read(jobs / "resnet_4bit", name) for name in ("a", "b"))
     other.config["options"]["seed"] = 7
-    (cell,) = cells.cells_of([one, other])
-    assert (cell.label, len(cell.runs)) == ("ours", 2)
+    (entry,) = entries.entries_of([one, other])
+    assert (entry.label, len(entry.runs)) == ("ours", 2)
     other.config["options"]["lr"] = 0.5
-    labels = [cell.label for cell in cells.cells_of([one, other])]
+    labels = [entry.label for entry in entries.entries_of([one, other])]
     assert labels == [f"ours (lr {one.config['options']['lr']})", "ours (lr 0.5)"]
 
 
@@ -201,8 +201,7 @@ def test_a_wrong_call_ends_in_one_line(
     words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=line):
-        report.report(*words)
+    assert line in refused("report", *words)
     assert not (tmp_path / "results").exists()
 
 

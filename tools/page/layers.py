@@ -12,7 +12,7 @@ from common.quantizers.layers import QuantConv2d
 from common.quantizers.rounding import FLOAT_BITS
 from common.runs import checkpoint
 from common.runs.start import make_model
-from page.jobs import Run
+from tools.page.jobs import JobRecord
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Network:
 
 
 @torch.no_grad()
-def read(run: Run) -> Network:
+def read(run: JobRecord) -> Network:
     """Rebuild the network of a run from its configuration and model_best.pt.
 
     Raises:

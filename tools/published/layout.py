@@ -4,14 +4,13 @@ import re
 from argparse import Namespace
 from pathlib import Path, PurePosixPath
 
-from runs.programs import programs
-
 from common.config import recipes
 from common.config.naming import PREFIXES, PUBLISHED_NAMES, file_of
 from common.config.tasks import Task
 from common.errors import UserError
 from common.models import build_model
 from common.runs import checkpoint
+from tools.runs.programs import programs
 
 SUFFIXES = (".pt", ".pth", ".tar")  # densenet_40.pt.tar is not an archive
 TASKS = {name: programs()[name][-1] for name in recipes.TABLES}  # with CRP, where a task has it

@@ -92,7 +92,7 @@ def short(path: Path) -> str:
 def _weights(task: Task) -> Need:
     """The files that the rows start from; one counts as here when all programs of the task find it."""
     programs = [replace(task, folder=path.parent) for path in sorted(task.shared.rglob("main.py"))]
-    found = {}
+    found: dict[str, bool] = {}
     for row in recipes.TABLES[task.name]:
         pair = ["--src_data", row.pair[0], "--tgt_data", row.pair[1]] if row.pair else []
         for program in programs:
