@@ -74,35 +74,47 @@ def call(tool: Tool | Mapping[str, Tool], words: Sequence[str], further: Further
 
 
 def read(tool: Tool, words: Sequence[str], further: Mapping[str, Flag]) -> tuple[list[Any], dict[str, Any]]:
-    """What the words say, typed: values without a flag, and those of the flags that were typed."""
+    """What the words say, typed: the values without a flag, and those of the flags that were typed."""
     parameters = inspect.signature(tool).parameters.values()
     hints = get_type_hints(tool, include_extras=True)
     own = {p.name: flag_of(p.name, hints[p.name]) for p in parameters if p.kind is p.KEYWORD_ONLY}
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
-    values, flags = [], {}  # type: list[Any], dict[str, Any]
+    places = [flag_of(p.name, hints[p.name]) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    rest = next((flag_of(p.name, hints[p.name]) for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    values: list[Any] = []
+    flags: dict[str, Any] = {}
     left = list(words)
     while left:
         word = left.pop(0)
-        if not _is_flag(word):
-            place = places[min(len(values), len(places) - 1)] if places else None
-            if place is None or (len(values) >= len(places) and place.kind is not place.VAR_POSITIONAL):
-                raise UserError(f"unexpected word {shown(word)}; --help lists the flags")
-            values.append(_value(place.name.upper(), flag_of(place.name, hints[place.name]), word))
+        if _is_flag(word):
+            flag, value = _flag_and_value(word, left, own, further, words_too=bool(places or rest))
+            if flag.name in flags:
+                raise UserError(f"--{flag.name}: typed twice; expected each flag once")
+            flags[flag.name] = value
             continue
-        spelled, equals, text = word.partition("=")
-        flag = _named(spelled, own, further)
-        if flag.name in flags:
-            raise UserError(f"{shown(spelled)}: typed twice; expected each flag once")
-        if not equals and _takes_next(flag, left, bool(places)):
-            text, equals = left.pop(0), "="
-        if not equals and flag.nargs != "?":
-            raise UserError(f"--{flag.name}: expected a value behind it")
-        flags[flag.name] = _value(f"--{flag.name}", flag, text) if equals else flag.const
-    needed = [f"--{p.name}" for p in parameters if p.name in own and p.default is p.empty and p.name not in flags]
-    needed += [p.name.upper() for p in places[len(values) :] if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    if needed:
-        raise UserError(f"expected {' and '.join(needed)}; --help says what belongs there")
+        place = places[len(values)] if len(values) < len(places) else rest
+        if place is None:
+            raise UserError(f"unexpected word {shown(word)}; --help lists the flags")
+        values.append(_value(place.name.upper(), place, word))
+    missing = [place.name.upper() for place in places[len(values) :]]
+    missing += [f"--{p.name}" for p in parameters if p.name in own and p.default is p.empty and p.name not in flags]
+    if missing:
+        raise UserError(f"expected {' and '.join(missing)}; --help says what belongs there")
     return values, flags
+
+
+def _flag_and_value(
+    word: str, left: list[str], own: Mapping[str, Flag], further: Mapping[str, Flag], words_too: bool
+) -> tuple[Flag, Any]:
+    """A flag and what it says, by itself, behind a sign or in the next of the words that are ``left``."""
+    spelled, equals, text = word.partition("=")
+    flag = _named(spelled, own, further)
+    if not equals and _takes_next(flag, left, words_too):
+        text, equals = left.pop(0), "="
+    if equals:
+        return flag, _value(f"--{flag.name}", flag, text)
+    if flag.nargs != "?":
+        raise UserError(f"--{flag.name}: expected a value behind it")
+    return flag, flag.const
 
 
 def _is_flag(word: str) -> bool:
@@ -128,7 +140,7 @@ def _takes_next(flag: Flag, left: Sequence[str], words_too: bool) -> bool:
     """Whether the next word is the flag's value. A switch leaves a word that may be something else."""
     if not left or _is_flag(left[0]):
         return False
-    if flag.nargs == "?" and words_too:
+    if flag.nargs == "?" and words_too and left[0].strip():
         try:
             boolean(left[0])
         except argparse.ArgumentTypeError:
