@@ -118,6 +118,12 @@ def all_flags(task: Task) -> dict[str, Flag]:
     return {name: flag for options in classes for name, flag in flags_of(options).items()}
 
 
+def flags_in_effect(task: Task, method: str) -> dict[str, Flag]:
+    """Those of a run of the task with this method and with the task's own objective."""
+    classes = [*group_classes(task).values(), METHODS[method].options, OBJECTIVES[task.objective].Options]
+    return {name: flag for options in classes for name, flag in flags_of(options).items()}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (.*)", message, re.DOTALL)

@@ -60,15 +60,6 @@ def run_cleanly(program: Callable[[], object], resumes: bool = True) -> NoReturn
     sys.exit(0)
 
 
-def run_tool(function: Callable[..., object]) -> NoReturn:
-    """A tool's command line, by fire: parameters are flags, docstring is --help. ``run_cleanly`` without --resume."""
-    import fire
-
-    words = sys.argv[1:]
-    asked = {"-h", "--help"} & set(words)
-    run_cleanly(lambda: fire.Fire(function, command=["--", "--help"] if asked else words), resumes=False)
-
-
 def _defect(name: str, error: Exception) -> NoReturn:
     """What nobody foresaw: one line that says so, and the traceback in a file, to be reported."""
     with tempfile.NamedTemporaryFile("w", prefix="alignq-defect-", suffix=".txt", delete=False) as file:
