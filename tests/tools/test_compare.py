@@ -146,6 +146,7 @@ def test_what_is_finished_is_not_run_again(continued: Comparison) -> None:
 
 
 def test_other_settings_do_not_mix_with_finished_cells(continued: Comparison) -> None:
+    assert continued.run(methods="ours", num_epochs="01", shift=True) == 0, "written in another way"
     assert continued.run(methods="ours", num_epochs=2) == 2
     assert re.search(r"holds runs with other settings .*--num_epochs 1.*; choose another --out\n$", continued.errors)
 

@@ -1,11 +1,12 @@
 """Flags of main.py that a tool takes as well: read as there, or passed on as typed."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Collection, Mapping, Sequence
 
 from common.config import options
 from common.config.tasks import Task
 from common.errors import UserError
-from common.flags import Flag
+from common.flags import Flag, epochs
 
 WITHOUT_EFFECT = {"data_dir", "download", "device", "gpus", "num_workers", "print_freq", "save_every"}  # on a result
 CRP_FLAGS = {flag.key for flag in options.FLAGS if flag.crp}
@@ -25,8 +26,9 @@ def _by_spelling(flags: Sequence[options.Flag], typed: bool) -> dict[str, Flag]:
     found: dict[str, Flag] = {}
     for flag in flags:
         switch = "?" if flag.nargs == "?" else None
+        read = (lambda text: epochs([text])) if flag.key == "lr_decay_steps" else flag.read
         choices = flag.choices if typed else None
-        one = Flag(flag.key, flag.default, flag.read if typed else str, choices=choices, nargs=switch, const=True)
+        one = Flag(flag.key, flag.default, read if typed else str, choices=choices, nargs=switch, const=True)
         found |= {word[2:]: one for word in flag.names.split()}
     return found
 
@@ -54,6 +56,14 @@ def passed_on(flags: Mapping[str, object], tasks: Sequence[Task], set_here: Coll
 
 
 def with_effect(passed: Mapping[str, str], tasks: Sequence[Task]) -> dict[str, str]:
-    """Those of the flags passed on that make a result another one."""
-    known = kept_as_typed(tasks)
-    return {name: value for name, value in passed.items() if name[2:] in known and name[2:] not in WITHOUT_EFFECT}
+    """Those of the flags passed on that make a result another one, as main.py reads them: 1e-2 is 0.01."""
+    known = kept_as_typed(tasks).keys() - WITHOUT_EFFECT
+    read = read_as_there(known)
+    return {name: _meaning(read[name[2:]], word) for name, word in passed.items() if name[2:] in known}
+
+
+def _meaning(flag: Flag, word: str) -> str:
+    try:
+        return str(flag.read(word))
+    except (ArgumentTypeError, ValueError):
+        return word  # which main.py will refuse
