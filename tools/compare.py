@@ -18,11 +18,11 @@ from common.errors import UserError
 from common.flags import Flag, number, shown
 from common.flags import seed as one_seed
 from common.quantizers import METHODS
-from common.runs.annotations import Count, NewFolder, one_of
+from common.runs.annotations import NewFolder, one_of
 from common.runs.tool import run_tool
 from tools.runs.comparison import VARIANTS, comparison
 from tools.runs.main_flags import kept_as_typed, passed_on
-from tools.runs.plan import Launch, Slurm
+from tools.runs.plan import Launch, Slurm, Workers
 from tools.runs.programs import programs
 from tools.runs.runner import carry_out
 
@@ -56,7 +56,7 @@ def compare(
     demo: bool = False,
     chain: bool = False,
     shift: bool = False,
-    workers: Count | None = None,
+    workers: Workers | None = None,
     launcher: Literal["local", "slurm"] = "local",
     slurm: Slurm | None = None,
     out: NewFolder | None = None,
