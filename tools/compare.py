@@ -17,11 +17,11 @@ from common.config.tasks import Task
 from common.errors import UserError
 from common.flags import Flag, number, seed_number, shown
 from common.quantizers import METHODS
-from common.runs.annotations import Count, NewFolder, one_of
+from common.runs.annotations import NewFolder, one_of
 from common.runs.tool import run_tool
 from tools.runs.comparison import VARIANTS, comparison
 from tools.runs.main_flags import kept_as_typed, passed_on
-from tools.runs.plan import Launch, Slurm
+from tools.runs.plan import Launch, Slurm, Workers
 from tools.runs.programs import programs
 from tools.runs.runner import carry_out
 
@@ -55,7 +55,7 @@ def compare(
     demo: bool = False,
     chain: bool = False,
     shift: bool = False,
-    workers: Count | None = None,
+    workers: Workers | None = None,
     launcher: Literal["local", "slurm"] = "local",
     slurm: Slurm | None = None,
     out: NewFolder | None = None,

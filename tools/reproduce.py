@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.config.recipes import TABLES
 from common.errors import UserError
 from common.flags import Flag
-from common.runs.annotations import Count, NewFolder, one_of
+from common.runs.annotations import NewFolder, one_of
 from common.runs.tool import run_tool
 from tools.arguments import Bits
 from tools.runs.main_flags import kept_as_typed, passed_on
-from tools.runs.plan import Launch, Slurm
+from tools.runs.plan import Launch, Slurm, Workers
 from tools.runs.programs import programs
 from tools.runs.reproduction import reproduction
 from tools.runs.runner import carry_out
@@ -41,7 +41,7 @@ def reproduce(
     ablation: bool = False,
     no_crp: bool = False,
     fetched: bool = False,
-    workers: Count | None = None,
+    workers: Workers | None = None,
     launcher: Literal["local", "slurm"] = "local",
     slurm: Slurm | None = None,
     out: NewFolder = Path("results/reproduce"),

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,8 +147,29 @@ def test_what_is_finished_is_not_run_again(continued: Comparison) -> None:
 
 
 def test_other_settings_do_not_mix_with_finished_cells(continued: Comparison) -> None:
+    assert continued.run(methods="ours", num_epochs="01", shift=True) == 0, "written in another way"
     assert continued.run(methods="ours", num_epochs=2) == 2
     assert re.search(r"holds runs with other settings .*--num_epochs 1.*; choose another --out\n$", continued.errors)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("settings.json", '{"task": ', "settings.json: not the settings of earlier runs"),
+        ("settings.json", "[1]", "settings.json: not the settings of earlier runs"),
+        ("results.jsonl", "{}\n{", "results.jsonl or a run's summary.json is damaged"),
+        ("float_seed0/summary.json", '{"task": "resnet20"}', "results.jsonl or a run's summary.json is damaged"),
+    ],
+)
+def test_damaged_files_of_an_earlier_comparison_are_one_line(
+    file: str, content: str, line: str, continued: Comparison, tmp_path: Path
+) -> None:
+    out = tmp_path / "results"
+    shutil.copytree(continued.out, out)
+    (out / file).write_text(content)
+    assert continued.run(methods="ours", out=out) == 2
+    assert line in continued.errors
+    assert (out / file).read_text() == content
 
 
 def test_a_later_evaluation_counts_only_for_the_same_network(tmp_path: Path) -> None:
@@ -313,7 +335,7 @@ def test_dry_run_prints_commands_ready_to_be_typed(tmp_path: Path) -> None:
         ({"seeds": 0}, "--seeds: expected how many, .* not '0'"),
         ({"seeds": "one"}, "--seeds: expected how many"),
         ({"seeds": "1,,2"}, "--seeds: expected how many"),
-        ({"workers": 0}, "--workers: expected a whole number, 1 or more, not '0'"),
+        ({"workers": 0}, "--workers: expected a whole number from 1 to 1000, not '0'"),
         ({"launcher": "ssh"}, "--launcher: expected local or slurm, not 'ssh'"),
         ({"launcher": "slurm", "slurm": "gpu"}, "--slurm: expected name=value"),
         ({"demo": "maybe"}, "--demo: expected true or false"),

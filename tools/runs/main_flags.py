@@ -1,5 +1,6 @@
 """Flags of main.py that a tool takes as well: read as there, or passed on as typed."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Collection, Mapping, Sequence
 
 from common.config.options import all_flags, flags_in_effect
@@ -47,6 +48,14 @@ def passed_on(flags: Mapping[str, object], tasks: Sequence[Task], set_here: Coll
 
 
 def with_effect(passed: Mapping[str, str], tasks: Sequence[Task]) -> dict[str, str]:
-    """Those of the flags passed on that make a result another one."""
-    known = kept_as_typed(tasks)
-    return {name: value for name, value in passed.items() if name[2:] in known and name[2:] not in WITHOUT_EFFECT}
+    """Those of the flags passed on that make a result another one, as main.py reads them: 1e-2 is 0.01."""
+    known = read_as_there({name: flag for task in tasks for name, flag in all_flags(task).items()})
+    meant = {name: known[name[2:]] for name in passed if name[2:] in known and name[2:] not in WITHOUT_EFFECT}
+    return {name: _meaning(flag, passed[name]) for name, flag in meant.items()}
+
+
+def _meaning(flag: Flag, word: str) -> str:
+    try:
+        return str(flag.read_all([word]) if flag.read_all is not None else flag.read(word))
+    except (ArgumentTypeError, ValueError):
+        return word  # which main.py will refuse

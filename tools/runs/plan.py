@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from common.config.tasks import Task
-from common.flags import count, shown
+from common.flags import count, number, shown
 
 BEST = "checkpoint/model_best.pt"  # of a job
 SUBMITIT_NAMES = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node", "name")
@@ -78,3 +78,4 @@ def slurm_parameters(text: str) -> dict[str, Any]:
 
 
 Slurm = Annotated[dict[str, Any], slurm_parameters]
+Workers = Annotated[int, number(int, 1, 1000, "a whole number from 1 to 1000")]

@@ -26,9 +26,12 @@ def read_summary(job: Path) -> dict[str, Any] | None:
     summary, test = _read(job / "summary.json"), _read(job / "test.json")
     if not summary:
         return None
-    later = test.get("test", {}).get("prec1", math.nan)
-    if "shift" in test and "shift" not in summary and abs(later - summary["best"]["test_prec1"]) < 0.1:
-        summary["shift"] = test["shift"]
+    if "shift" in test and "shift" not in summary:
+        try:
+            same = abs(test["test"]["prec1"] - summary["best"]["test_prec1"]) < 0.1
+        except (LookupError, TypeError):
+            same = False
+        summary |= {"shift": test["shift"]} if same else {}
     return summary
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.writing import write_whole
 
 
 @contextmanager
@@ -15,7 +16,8 @@ def hold(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Hold a folder of results for this process.
 
     Raises:
-        UserError: another process is running there, or its runs were made with other settings and do not compare.
+        UserError: another process is running there, its runs were made with other settings and do not compare, or
+            settings.json is damaged.
     """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -24,9 +26,19 @@ def hold(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{folder}: another such program is running there; wait, or choose another --out") from None
         path = folder / "settings.json"
-        earlier = json.loads(path.read_text()) if path.exists() else settings
+        earlier = _read(path) if path.exists() else settings
         if earlier != settings:
             text = " and ".join(" ".join(f"{k} {v}" for k, v in s.items()) for s in (earlier, settings))
             raise UserError(f"{folder} holds runs with other settings ({text}); choose another --out")
-        path.write_text(json.dumps(settings, indent=1) + "\n")
+        write_whole(path, json.dumps(settings, indent=1) + "\n")
         yield
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not the settings of earlier runs; choose another --out, or remove the file")
+    return content

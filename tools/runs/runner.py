@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from common.config.options import parse
+from common.errors import UserError
+from common.flags import shown
 from common.runs.cli import INTERRUPTED
 from tools.runs import disk
 from tools.runs.launcher import Command, Launcher, Outcome, device_environment, run_all
@@ -46,7 +48,13 @@ def carry_out(plan: Plan, how: Launch) -> None:
                     disk.trim(run.job / BEST)
         outcomes = train(left, launcher, workers, plan)
         for folder in plan.settings:
-            if (text := plan.collect(folder)) is not None:
+            try:
+                text = plan.collect(folder)
+            except (LookupError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{folder}: results.jsonl or a run's summary.json is damaged ({shown(error)})"
+                ) from None
+            if text is not None:
                 print(f"\n{text}")
     end(outcomes, [run.folder / "logs" for run in left if outcomes[_title(run, plan)].status])
 
