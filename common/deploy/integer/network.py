@@ -18,21 +18,24 @@ Widths, with k bits and n = 2^k - 1:
 - sums fit int32, which is checked when the network is built.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from common.deploy.graph import batch_norm_scale_shift, trace
 from common.deploy.integer.layers import FirstConv, IntegerConv2d, PixelMean, SumPool, ToFloat
 from common.deploy.integer.thresholds import Thresholds
-from common.errors import UserError
+from common.deploy.operations import Operation, operations
 from common.quantizers.alignq import AlignAct, AlignWeight
 from common.quantizers.layers import QuantConv2d
+
+FORM = "the integer form"
+CHANNELS = (1, -3)  # the dimension of the channels; every tensor of integers has four
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ class Codes:
 
 @dataclass(frozen=True)
 class Sums:
-    """Integers A with the real value scale * A + shift, per channel, float64."""
+    """Integers A with the real value scale * A + shift, per channel, float64; |A| is at most ``bound``."""
 
     scale: Tensor
     shift: Tensor
+    bound: int
 
 
 Meaning = Codes | Sums | None  # of a tensor in the graph; None is float
@@ -72,163 +76,160 @@ class Rewriter:
 
     def __init__(self, source: fx.GraphModule) -> None:
         self.source = source
-        self.layers: dict[str, nn.Module] = {}
+        self.layers: dict[str, Any] = {}
         self.graph = fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
         self.meaning: dict[fx.Node, Meaning] = {}
-        self.rules: dict[Any, Callable[[fx.Node], None]] = {
-            QuantConv2d: self.convolution,
-            nn.Conv2d: self.convolution,
-            nn.BatchNorm2d: self.batch_norm,
-            AlignAct: self.quantizer,
-            **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), self.identity),
-            **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), self.relu),
-            **dict.fromkeys((operator.add, operator.iadd, torch.add), self.add),
-            torch.cat: self.concatenate,
-            **dict.fromkeys((nn.MaxPool2d, F.max_pool2d, torch.max_pool2d), self.max_pool),
-            **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), self.average_pool),
+        self.rules: dict[str, Callable[[Operation], None]] = {
+            "convolution": self.convolution,
+            "batch_norm": self.batch_norm,
+            "quantizer": self.quantizer,
+            "identity": self.identity,
+            "relu": self.relu,
+            "add": self.add,
+            "concatenate": self.concatenate,
+            "max_pool": self.max_pool,
+            "average_pool": self.average_pool,
             "mean": self.mean,
-            nn.AdaptiveAvgPool2d: self.global_average,
-            **dict.fromkeys(("flatten", torch.flatten), self.flatten),
+            "adaptive_average_pool": self.global_average,
+            "flatten": self.flatten,
         }
 
     def run(self) -> fx.GraphModule:
-        for node in self.source.graph.nodes:
-            inputs = [self.meaning[one] for one in node.all_input_nodes]
-            rule = self.rules.get(self.kind(node))
-            if rule is not None and (any(inputs) or isinstance(self.layer(node), nn.Conv2d)):
-                rule(node)
+        for operation in operations(self.source):
+            inputs = [self.meaning[one] for one in operation.node.all_input_nodes]
+            rule = self.rules.get(operation.kind)
+            if rule is not None and (any(inputs) or operation.kind == "convolution"):
+                rule(operation)
             elif any(inputs):
-                raise UserError(f"{node.target}: no integer form is known for {self.kind(node)}")
+                raise operation.refuse(f"{FORM} does not know {operation.layer or operation.node.target}")
             else:
-                self.copy(node)
+                self.copy(operation)
         return fx.GraphModule(self.layers, self.graph, "IntegerNetwork").eval()
 
-    def layer(self, node: fx.Node) -> nn.Module | None:
-        return self.source.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    def kind(self, node: fx.Node) -> Any:
-        layer = self.layer(node)
-        return node.target if layer is None else type(layer)
-
-    def input(self, node: fx.Node) -> tuple[fx.Node, Meaning]:
-        first = node.all_input_nodes[0]
+    def input(self, operation: Operation) -> tuple[fx.Node, Meaning]:
+        first = operation.inputs[0]
         return self.new[first], self.meaning[first]
 
-    def emit(self, node: fx.Node, layer: nn.Module, meaning: Meaning) -> None:
-        """Apply ``layer`` in the place of ``node``, under a layer's own name where it has one."""
-        name = str(node.target) if node.op == "call_module" else node.name
+    def emit(self, operation: Operation, layer: nn.Module, meaning: Meaning) -> None:
+        """Apply ``layer`` in the place of an operation, under a layer's own name for its first use."""
+        name = operation.node.name if operation.name in self.layers else operation.name
         self.layers[name] = layer
-        self.new[node] = self.graph.call_module(name, (self.input(node)[0],))
-        self.meaning[node] = meaning
+        self.new[operation.node] = self.graph.call_module(name, (self.input(operation)[0],))
+        self.meaning[operation.node] = meaning
 
-    def copy(self, node: fx.Node, meaning: Meaning = None) -> None:
-        if (layer := self.layer(node)) is not None:
-            self.layers[str(node.target)] = layer
+    def copy(self, operation: Operation, meaning: Meaning = None) -> None:
+        node = operation.node
+        if node.op in ("call_module", "get_attr"):
+            self.layers[str(node.target)] = operator.attrgetter(str(node.target))(self.source)
         self.new[node] = self.graph.node_copy(node, lambda one: self.new[one])
         self.meaning[node] = meaning
 
-    def codes(self, node: fx.Node) -> Codes:
-        meaning = self.input(node)[1]
+    def codes(self, operation: Operation) -> Codes:
+        meaning = self.input(operation)[1]
         if not isinstance(meaning, Codes):
             what = "float values" if meaning is None else "sums that no quantizer follows (--abitW below 32 adds one)"
-            raise UserError(f"{node.name}: acts on {what}, which have no integer form here")
+            raise operation.refuse(f"acts on {what}, which have no integer form here")
         return meaning
 
-    def sums(self, node: fx.Node) -> Sums:
-        meaning = self.input(node)[1]
+    def sums(self, operation: Operation) -> Sums:
+        meaning = self.input(operation)[1]
         if not isinstance(meaning, Sums):
-            raise UserError(f"{node.target}: a quantizer or BatchNorm that no quantized convolution precedes")
+            raise operation.refuse("a quantizer, BatchNorm or pooling that no quantized convolution precedes")
         return meaning
 
-    def identity(self, node: fx.Node) -> None:
-        self.new[node], self.meaning[node] = self.input(node)
+    def identity(self, operation: Operation) -> None:
+        self.new[operation.node], self.meaning[operation.node] = self.input(operation)
 
-    def convolution(self, node: fx.Node) -> None:
-        conv, meaning = self.layer(node), self.input(node)[1]
-        assert isinstance(conv, nn.Conv2d)
+    def convolution(self, operation: Operation) -> None:
+        conv, meaning = operation.layer, self.input(operation)[1]
         quantizer = getattr(conv, "weight_quantizer", None)
         exact = isinstance(quantizer, AlignWeight) and quantizer.grid is not None and quantizer.grid.offset > 0
         if not (isinstance(conv, QuantConv2d) and isinstance(quantizer, AlignWeight) and exact):
-            raise UserError(
-                f"{node.target}: the integer form exists for --method ours below 32 bits, --levels exact; this "
+            raise operation.refuse(
+                "the integer form exists for --method ours below 32 bits, --levels exact; this "
                 f"convolution has {'float weights' if quantizer is None else quantizer}"
             )
         if conv.padding_mode != "zeros":
-            raise UserError(f"{node.target}: padding by {conv.padding_mode} has no integer form here, only zeros")
+            raise operation.refuse(f"padding by {conv.padding_mode} has no integer form here, only zeros")
         shift = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
         if meaning is None:
             if any(isinstance(layer, FirstConv | IntegerConv2d) for layer in self.layers.values()):
-                raise UserError(
-                    f"{node.target}: a second convolution of float values; the integer form needs every activation "
+                raise operation.refuse(
+                    "a second convolution of float values; the integer form needs every activation "
                     "quantized (--abitW below 32; for ResNet-50 --quant_shortcut True)"
                 )
             first = FirstConv(conv)
-            self.emit(node, first, Sums(torch.full_like(shift, first.unit, dtype=torch.float64), shift.double()))
+            scale = torch.full_like(shift, first.unit, dtype=torch.float64)
+            self.emit(operation, first, Sums(scale, shift.double(), first.bound))
             return
-        codes = self.codes(node)
-        layer = IntegerConv2d(conv, codes.high, str(node.target))
-        unit = codes.unit / (2**quantizer.bits - 1)
-        self.emit(node, layer, Sums(torch.full_like(shift, unit, dtype=torch.float64), shift.double()))
+        codes = self.codes(operation)
+        layer = IntegerConv2d(conv, codes.high, operation.name)
+        scale = torch.full_like(shift, codes.unit / (2**quantizer.bits - 1), dtype=torch.float64)
+        self.emit(operation, layer, Sums(scale, shift.double(), layer.bound))
 
-    def batch_norm(self, node: fx.Node) -> None:
-        bn, sums = self.layer(node), self.sums(node)
-        assert isinstance(bn, nn.BatchNorm2d)
-        scale, shift = batch_norm_scale_shift(bn)
-        self.new[node] = self.input(node)[0]
-        self.meaning[node] = Sums(sums.scale * scale, sums.shift * scale + shift)
+    def batch_norm(self, operation: Operation) -> None:
+        sums = self.sums(operation)
+        scale, shift = batch_norm_scale_shift(operation.layer)
+        self.new[operation.node] = self.input(operation)[0]
+        self.meaning[operation.node] = Sums(sums.scale * scale, sums.shift * scale + shift, sums.bound)
 
-    def quantizer(self, node: fx.Node) -> None:
-        act, sums = self.layer(node), self.sums(node)
-        assert isinstance(act, AlignAct)
+    def quantizer(self, operation: Operation) -> None:
+        act, sums = operation.layer, self.sums(operation)
+        if not isinstance(act, AlignAct) or act.grid is None or act.grid.offset == 0:
+            raise operation.refuse("the integer form needs --method ours with --levels exact below 32 bits")
         n = 2**act.bits - 1
-        if act.grid is None or act.grid.offset == 0:
-            raise UserError(f"{node.target}: the integer form needs --levels exact below 32 bits")
         try:
             thresholds = Thresholds(sums.scale, sums.shift, act.bits)
         except ValueError as error:
-            raise UserError(f"{node.target}: {error}; is the file of a run that diverged?") from None
-        self.emit(node, thresholds, Codes(act.act_range / n, -n, n))
+            raise operation.refuse(f"{error}; is the file of a run that diverged?") from None
+        self.emit(operation, thresholds, Codes(act.act_range / n, -n, n))
 
-    def relu(self, node: fx.Node) -> None:
-        self.copy(node, replace(self.codes(node), low=0))
+    def relu(self, operation: Operation) -> None:
+        self.copy(operation, replace(self.codes(operation), low=0))
 
-    def max_pool(self, node: fx.Node) -> None:
-        self.copy(node, self.codes(node))
+    def max_pool(self, operation: Operation) -> None:
+        operation.require(FORM, return_indices=False)
+        self.copy(operation, self.codes(operation))
 
-    def add(self, node: fx.Node) -> None:
-        one, other = (self.meaning[term] for term in node.all_input_nodes)
+    def add(self, operation: Operation) -> None:
+        operation.require(FORM, alpha=1)
+        one, other = (self.meaning.get(term) for term in operation.inputs)
         if not (isinstance(one, Codes) and isinstance(other, Codes) and one.unit == other.unit):
-            raise UserError(
-                f"{node.name}: adds values of which one is not quantized, or on another grid; the integer form needs "
+            raise operation.refuse(
+                "adds values of which one is not quantized, or on another grid; the integer form needs "
                 "both branches quantized alike (for ResNet-50 --quant_shortcut True)"
             )
-        self.copy(node, Codes(one.unit, one.low + other.low, one.high + other.high))
+        self.copy(operation, Codes(one.unit, one.low + other.low, one.high + other.high))
 
-    def concatenate(self, node: fx.Node) -> None:
-        parts = [self.meaning[part] for part in node.all_input_nodes]
+    def concatenate(self, operation: Operation) -> None:
+        parts = [self.meaning[part] for part in operation.inputs]
         sums = [part for part in parts if isinstance(part, Sums)]
         if len(sums) != len(parts):
-            raise UserError(f"{node.name}: concatenates values that are not all sums of quantized convolutions")
+            raise operation.refuse("concatenates values that are not all sums of quantized convolutions")
+        if operation.options["dim"] not in CHANNELS:
+            operation.require(FORM, dim=1)
         scale, shift = (torch.cat([getattr(part, name) for part in sums]) for name in ("scale", "shift"))
-        self.copy(node, Sums(scale, shift))
+        self.copy(operation, Sums(scale, shift, max(part.bound for part in sums)))
 
-    def average_pool(self, node: fx.Node) -> None:
-        sums, layer = self.sums(node), self.layer(node)
-        kernel = layer.kernel_size if isinstance(layer, nn.AvgPool2d) else node.args[1]
-        if not isinstance(kernel, int) or node.kwargs or len(node.args) > 2:
-            raise UserError(f"{node.name}: only square average pooling without padding has an integer form here")
-        self.emit(node, SumPool(kernel), Sums(sums.scale / kernel**2, sums.shift))
+    def average_pool(self, operation: Operation) -> None:
+        sums, kernel = self.sums(operation), operation.pair("kernel_size")
+        operation.require(FORM, padding=0, ceil_mode=False, divisor_override=None)
+        pool = SumPool(kernel, operation.pair("stride"), sums.bound, operation.name)
+        self.emit(operation, pool, Sums(sums.scale / math.prod(kernel), sums.shift, pool.bound))
 
-    def mean(self, node: fx.Node) -> None:
-        self.emit(node, PixelMean(self.codes(node).unit), None)
+    def mean(self, operation: Operation) -> None:
+        operation.require(FORM, dtype=None)
+        dims = operation.options["dim"]
+        if not isinstance(dims, tuple | list) or sorted(dim % 4 for dim in dims) != [2, 3]:
+            raise operation.refuse(f"{FORM} knows the mean over rows and columns, not over dimensions {dims}")
+        mean = PixelMean(self.codes(operation).unit, operation.options["keepdim"])
+        self.emit(operation, mean, None)
 
-    def global_average(self, node: fx.Node) -> None:
-        layer = self.layer(node)
-        assert isinstance(layer, nn.AdaptiveAvgPool2d)
-        if layer.output_size not in (1, (1, 1)):
-            raise UserError(f"{node.target}: only adaptive average pooling to one pixel has an integer form here")
-        self.mean(node)
+    def global_average(self, operation: Operation) -> None:
+        operation.require(FORM, output_size=1)
+        self.emit(operation, PixelMean(self.codes(operation).unit, keepdim=True), None)
 
-    def flatten(self, node: fx.Node) -> None:
-        self.emit(node, nn.Sequential(nn.Flatten(), ToFloat(self.codes(node).unit)), None)
+    def flatten(self, operation: Operation) -> None:
+        operation.require(FORM, start_dim=1, end_dim=-1)
+        self.emit(operation, nn.Sequential(nn.Flatten(), ToFloat(self.codes(operation).unit)), None)
