@@ -17,9 +17,12 @@ class Quantizer(nn.Module):
     Attributes:
         bits: the width of its output. bwn's weights have 1 whatever was asked for.
         scale_lr: learning rate of its parameters relative to the network's.
+        follows_loss: whether the gradient of its parameters grows with the loss. One that is made up does not, and a
+            loss that is scaled for float16 must not be undone on it.
     """
 
     scale_lr: float = 1.0
+    follows_loss: bool = True
 
     def __init__(self, bits: int) -> None:
         super().__init__()

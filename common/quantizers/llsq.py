@@ -63,6 +63,7 @@ def llsq(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
 
 class _LLSQQuantizer(LearnedScale):
     signed: bool
+    follows_loss = False
 
     def __init__(self, bits: int) -> None:
         super().__init__(bits)

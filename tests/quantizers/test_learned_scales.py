@@ -4,11 +4,13 @@ import copy
 import io
 import math
 import pickle
+from argparse import Namespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.machine.acceleration import Acceleration
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.layers import BAND, LearnedScale, QuantConv2d, Quantizer
 from common.quantizers.lsq import LSQAct, LSQWeight
@@ -285,3 +287,31 @@ def test_a_quantizer_keeps_its_input_and_hardly_more(name):
         large = [t.element_size() for t in kept if t.numel() >= x.numel()]
         allowed = {"apot": [4, 1] if quantizer is activation else [4, 4, 1]}.get(name, [4])
         assert large in (allowed, [])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_scaled_loss_trains_like_a_plain_one(name):
+    """float16 scales the loss and unscales the gradients; a gradient that is not the loss's must come out of it too."""
+    trained = []
+    for scaled in (False, True):
+        torch.manual_seed(0)
+        net = network(name)
+        x, y = torch.randn(8, 3, 8, 8), torch.randn(8, 4, 3, 3)
+        net(x)
+        with torch.no_grad():
+            for quantizer in scales(net):
+                quantizer.scale.mul_(3)  # far from the best: every rule has something to learn
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        options = Namespace(amp=None, channels_last=False, compile=False)
+        faster = Acceleration(options, net, torch.device("cpu"), batch_size=8)
+        if scaled:
+            faster.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        before = [quantizer.scale.item() for quantizer in scales(net)]
+        for _ in range(2):
+            with faster.forward(len(x)):
+                loss = torch.nn.functional.mse_loss(net(x), y)
+            faster.descend(optimizer, loss)
+        assert all(one.scale.item() != first for one, first in zip(scales(net), before, strict=True))
+        trained.append(net.state_dict())
+    for key, value in trained[0].items():
+        torch.testing.assert_close(trained[1][key], value, msg=key)
