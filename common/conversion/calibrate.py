@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import UserError
-from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer
+from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer, scales_from_first_batch
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> nn.Module:
@@ -108,8 +108,9 @@ def _run_on_batch_statistics(model: nn.Module, images: list[Tensor], arguments: 
         model.eval()
         for norm in _norms(model):
             norm.training = True
-        for batch in images:
-            model(batch, *arguments)
+        with scales_from_first_batch(model):
+            for batch in images:
+                model(batch, *arguments)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -23,6 +23,7 @@ from common.machine.device import choose_device, seed_everything
 from common.measure import feature_map
 from common.models.backbone import IMAGENET, NONE, load_backbone
 from common.quantizers import make_scheme
+from common.quantizers.layers import scales_from_first_batch
 from common.runs.cli import run_cleanly
 from common.runs.job import Job
 from common.runs.start import load_source, make_model, scheme_options
@@ -105,8 +106,9 @@ def train(objective: Objective, data: CrossData, job: Job, pretrained: bool) -> 
         start, best = content["epoch"], content["best"]
         peaks = {key: content[key] for key in peaks}
     if start == 0 and job.writes:
-        before = feature_map.collect(copy.deepcopy(model), data)  # a copy: learned steps wait for a training batch
-        feature_map.save(before, job.folder / "features_before.npz")
+        untrained = copy.deepcopy(model)  # whose learned scales wait for a training batch
+        with scales_from_first_batch(untrained):
+            feature_map.save(feature_map.collect(untrained, data), job.folder / "features_before.npz")
     device = data.train["source"].device
     faster = Acceleration(options, model, device, options.train_batch_size // distributed.size())
     faster.load_state_dict(content.get("amp", {}) if content else {})

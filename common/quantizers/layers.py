@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from common.errors import UserError
+
 BAND = 100.0  # a learned scale further than this factor from its reference has run away
 
 
@@ -65,7 +67,8 @@ class LearnedScale(Quantizer, ABC):
     State: the parameter ``scale``; the buffer ``reference``, its initial value (0: not initialised), and the buffer
     ``width``, the bits it was made for. All three exist from construction and are saved. A state dict without them, or
     one made at another width, leaves the quantizer uninitialised: the scale is then taken from ``initialise``, else
-    from the first tensor it sees (the mean over processes, where several train together).
+    from the first tensor it sees in training (the mean over processes, where several train together). In evaluation an
+    uninitialised quantizer refuses data that would give it a value, outside of ``scales_from_first_batch``.
 
     A scale that is not finite, not positive, or a factor 100 away from the reference counts as the reference, in
     every forward pass; while training it is also set to it. Nothing here waits for the device after initialisation.
@@ -80,6 +83,7 @@ class LearnedScale(Quantizer, ABC):
         self.register_buffer("reference", torch.zeros(()))
         self.register_buffer("width", torch.tensor(bits))
         self._initialised = False  # mirrors ``reference > 0``, so that no forward pass reads the device
+        self._takes_first = False
 
     @property
     def initialised(self) -> bool:
@@ -110,13 +114,22 @@ class LearnedScale(Quantizer, ABC):
             self._initialised = True
             return
         value = self._initial(x)
+        if not (self.training or self._takes_first) and bool(torch.isfinite(value) & (value > 0)):
+            raise UserError(
+                "a learned scale has no value yet, and evaluation gives it none: train the network or calibrate it "
+                "first, or evaluate a file that was trained with this method at these bits"
+            )
         if self.training and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(value)
             value /= distributed.get_world_size()
         self.set_initial(value)
 
     def current_scale(self, x: Tensor) -> Tensor:
-        """The scale to quantize x with: positive, finite, differentiable with respect to the parameter."""
+        """The scale to quantize x with: positive, finite, differentiable with respect to the parameter.
+
+        Raises:
+            UserError: in evaluation, without a value.
+        """
         if not self._initialised:
             self._initialise_in_forward(x)
         reference = self.reference if self._initialised else torch.ones_like(self.reference)
@@ -132,6 +145,19 @@ class LearnedScale(Quantizer, ABC):
             self.width = torch.full_like(self.width, self.bits)
             self.reference = torch.zeros_like(self.reference)
         self._initialised = bool(self.reference > 0)
+
+
+@contextmanager
+def scales_from_first_batch(model: nn.Module) -> Iterator[None]:
+    """Within it, learned scales that have no value yet take it from the first tensor they see in evaluation, too."""
+    fresh = [m for m in model.modules() if isinstance(m, LearnedScale) and not m.initialised]
+    try:
+        for module in fresh:
+            module._takes_first = True
+        yield
+    finally:
+        for module in fresh:
+            module._takes_first = False
 
 
 class QuantConv2d(nn.Conv2d):
