@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import UserError
-from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer, scales_from_first_batch
+from common.quantizers.layers import QuantConv2d, WeightQuantizer
+from common.quantizers.learned_scale import LearnedScale, scales_from_first_batch
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import copy
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -55,6 +56,19 @@ def trace(network: nn.Module) -> fx.GraphModule:
             parts[node.target.removeprefix(prefix)] = operator.attrgetter(node.target)(root)
             node.target = node.target.removeprefix(prefix)
     return fx.GraphModule(parts, graph, "Deployed").eval()
+
+
+def refuse_unset(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """
+    Raises:
+        UserError: a quantizer whose learned scale was never set, so that the network is not determined yet.
+    """
+    for name, module in modules:
+        if isinstance(module, Quantizer) and not module.initialised:
+            raise UserError(
+                f"the learned scale of {name} was never set, so the network is not determined yet; expected a "
+                "checkpoint trained with this method at these bits"
+            )
 
 
 def batch_norm_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

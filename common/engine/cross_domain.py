@@ -23,7 +23,7 @@ from common.machine.device import choose_device, seed_everything
 from common.measure import feature_map
 from common.models.backbone import IMAGENET, NONE, load_backbone
 from common.quantizers import make_scheme
-from common.quantizers.layers import scales_from_first_batch
+from common.quantizers.learned_scale import scales_from_first_batch
 from common.runs.cli import run_cleanly
 from common.runs.job import Job
 from common.runs.start import load_source, make_model, scheme_options

@@ -24,12 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from common.deploy import activations
 from common.deploy.graph import batch_norm_scale_shift
 from common.deploy.operations import Operation, operations
-from common.deploy.packed.packing import codes_of, from_codes, levels_of
+from common.deploy.packed.packing import from_codes
 from common.errors import UserError
-from common.quantizers.layers import WeightQuantizer
+from common.quantizers.layers import QuantAct, WeightQuantizer
 
 FORM = "the bound of rounding errors"
 UNIT = 2.0**-24
@@ -60,11 +59,11 @@ def bounded_positions(source: fx.GraphModule, images: Tensor, codes: dict[str, T
 def weight_in_float64(conv: nn.Conv2d) -> tuple[Tensor, float]:
     """The weight that the float32 weight is the rounded value of, and by how much that may be off."""
     quantizer = getattr(conv, "weight_quantizer", None)
-    if not isinstance(quantizer, WeightQuantizer) or quantizer.bits > 8:
+    if not isinstance(quantizer, WeightQuantizer) or not quantizer.has_codes:
         weight = conv.weight if quantizer is None else quantizer(conv.weight)
         return weight.double(), 0.0
-    codes, scales = codes_of(quantizer, conv.weight, levels_of(quantizer))
-    weight = from_codes(codes, scales.double(), levels_of(quantizer, torch.float64))
+    codes, scales = quantizer.codes(conv.weight), quantizer.scales(conv.weight).double()
+    weight = from_codes(codes, scales, quantizer.levels(torch.float64))
     return weight, 3 * UNIT * float(weight.abs().max())
 
 
@@ -124,14 +123,14 @@ class _Bounds:
     def quantizer(self, operation: Operation, x: Bounded) -> Bounded:
         return self.quantized(operation.name, operation.layer, x)
 
-    def quantized(self, name: str, act: Any, x: Bounded) -> Bounded:
+    def quantized(self, name: str, act: QuantAct, x: Bounded) -> Bounded:
         if name in self.found:
             raise UserError(f"{name}: used more than once; codes are compared where every quantizer has one use")
-        at = activations.position(act, x.value)
+        at = act.position(x.value)
         error = x.error + 4 * UNIT * x.value.abs()
-        above, below = (activations.position(act, x.value + sign * error) for sign in (1, -1))
+        above, below = (act.position(x.value + sign * error) for sign in (1, -1))
         self.found[name] = Bounded(at, torch.maximum(above - at, at - below) + 8 * UNIT * 2**act.bits)
-        levels = activations.levels_of(act, self.codes[name])
+        levels = act.levels(self.codes[name])
         return Bounded(levels, torch.full_like(levels, 3 * UNIT * float(levels.abs().max())))
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from common.conversion import quantize_model
 from common.conversion.calibrate import calibrate
 from common.deploy import packed
-from common.deploy.activations import has_codes, position
 from common.deploy.graph import trace
 from common.deploy.integer.fast import fast_graph
 from common.deploy.integer.fast_layers import Int8Layer
@@ -23,6 +22,8 @@ from common.deploy.program import exported_program
 from common.errors import UserError
 from common.measure.parity import quantized_values, references
 from common.measure.rounding_error import bounded_positions
+from common.quantizers import make_scheme
+from common.quantizers.layers import QuantAct
 
 SIDE = 13
 Middle = Callable[[Any, Tensor], Tensor]
@@ -256,9 +257,9 @@ def test_float32_stays_within_the_bound_or_there_is_none(name: str) -> None:
     source = trace(model)
     seen: dict[str, Tensor] = {}
     for layer_name, layer in source.named_modules():
-        if has_codes(layer):
+        if isinstance(layer, QuantAct):
             layer.register_forward_pre_hook(
-                lambda act, inputs, layer_name=layer_name: seen.update({layer_name: position(act, inputs[0])})
+                lambda act, inputs, layer_name=layer_name: seen.update({layer_name: act.position(inputs[0])})
             )
     found = result_or_refusal(references, model, x)
     if isinstance(found, str):
@@ -285,7 +286,8 @@ def test_a_padded_1x1_convolution_at_8_bits_keeps_its_border_on_the_fast_path() 
     torch.manual_seed(0)
     model = quantize_model(nn.Sequential(nn.Conv2d(4, 4, 1, padding=1), nn.BatchNorm2d(4)), "ours", 8, 8)
     conv: Any = model.get_submodule("0")
-    layer, x = Int8Layer(conv, torch.ones(4), torch.zeros(4), 255, 8), torch.randint(0, 256, (2, 4, 5, 5))
+    act: Any = make_scheme("ours", abitW=8).before_relu()
+    layer, x = Int8Layer(conv, torch.ones(4), torch.zeros(4), 255, act), torch.randint(0, 256, (2, 4, 5, 5))
     expected = 255 * F.conv2d(x.double(), conv.weight_quantizer(conv.weight).double(), None, 1, 1)
     torch.testing.assert_close(layer.pre_activation(x.to(torch.uint8)).double(), expected, atol=1e-2, rtol=1e-6)
 

@@ -19,7 +19,8 @@ from common.deploy.integer.network import Codes, Rewriter, Sums
 from common.deploy.operations import Operation
 from common.errors import UserError
 from common.machine.compiling import compiler_faults
-from common.quantizers.layers import QuantConv2d
+from common.quantizers.alignq import AlignAct
+from common.quantizers.layers import QuantAct, QuantConv2d
 
 
 def fast_graph(network: nn.Module) -> fx.GraphModule:
@@ -90,6 +91,21 @@ class _FastRewriter(Rewriter):
         self.convolutions: dict[fx.Node, tuple[fx.Node, QuantConv2d, int | None]] = {}
         self.pending: dict[fx.Node, list[fx.Node]] = {}
 
+    def quantized(self, operation: Operation, act: QuantAct, name: str) -> tuple[fx.Node, Codes]:
+        if not isinstance(act, AlignAct) or act.grid is None or act.grid.offset == 0:
+            raise operation.refuse(f"the fast path exists for --method ours with --levels exact, not for {act}")
+        return super().quantized(operation, act, name)
+
+    def ends_in_float(self, operation: Operation) -> bool:
+        if isinstance(self.input(operation)[1], Sums):
+            raise operation.refuse("the fast path needs a quantizer behind every convolution")
+        return False
+
+    def concatenate(self, operation: Operation) -> None:
+        if any(one in self.pending for one in operation.inputs):
+            raise operation.refuse("the fast path needs a ReLU behind every quantizer")
+        super().concatenate(operation)
+
     def codes(self, operation: Operation) -> Codes:
         if operation.kind != "relu" and operation.inputs[0] in self.pending:
             raise operation.refuse("the fast path needs a ReLU behind every quantizer")
@@ -126,9 +142,9 @@ class _FastRewriter(Rewriter):
         name = str(self.new[node].target)
         inputs, conv, high = self.convolutions[operation.inputs[0]]
         self.layers[name] = (
-            FirstLayer(conv, sums.scale, sums.shift, act.bits)
+            FirstLayer(conv, sums.scale, sums.shift, act)
             if high is None
-            else Int8Layer(conv, sums.scale, sums.shift, high, act.bits)
+            else Int8Layer(conv, sums.scale, sums.shift, high, act)
         )
         self.graph.erase_node(self.new[node])
         self.new[node] = self.graph.call_module(name, (inputs,))

@@ -8,20 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.quantizers.alignq import AlignWeight
 from common.quantizers.layers import QuantConv2d
 
 INT32 = torch.iinfo(torch.int32).max
 PIXEL = 4.0  # largest magnitude that fixed-point sums are sized for; a normalised pixel stays below 2.7
-
-
-def weight_integers(conv: QuantConv2d) -> Tensor:
-    """The weights of a convolution of "ours" as odd integers 2 c - n, int32; the level is that over n = 2^k - 1."""
-    quantizer = conv.weight_quantizer
-    assert isinstance(quantizer, AlignWeight)
-    assert quantizer.grid is not None
-    codes = quantizer.grid.codes(quantizer(conv.weight.detach()).double())
-    return (2 * codes - (2**quantizer.bits - 1)).to(torch.int32)
 
 
 class FirstConv(nn.Module):
@@ -51,8 +41,11 @@ class IntegerConv2d(nn.Module):
     """Convolution of integers, int32 to int32. The bias is left to the thresholds.
 
     Attributes:
-        weight: odd integers 2 c - n: int8 up to 7 bits, int16 at 8.
-        high: the largest input; 255 is where it leaves 8 bits.
+        weight: int8 where they fit, else int16. For "ours" odd integers 2 c - n, which leave int8 at 8 bits.
+        high: the largest magnitude of an input; 255 is where it leaves 8 bits.
+
+    Args:
+        integers: of the weights, see ``WeightQuantizer.integers``.
 
     Raises:
         UserError: the largest possible sum does not fit 32 bits.
@@ -60,11 +53,10 @@ class IntegerConv2d(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, conv: QuantConv2d, high: int, name: str) -> None:
+    def __init__(self, conv: nn.Conv2d, integers: Tensor, high: int, name: str) -> None:
         super().__init__()
-        weight = weight_integers(conv)
-        self.high, self.bound = high, _within_32_bits(int(weight.abs().sum((1, 2, 3)).max()) * high, name)
-        self.register_buffer("weight", weight.to(torch.int8 if weight.abs().max() < 128 else torch.int16))
+        self.high, self.bound = high, _within_32_bits(int(integers.abs().sum((1, 2, 3)).max()) * high, name)
+        self.register_buffer("weight", integers.to(torch.int8 if integers.abs().max() < 128 else torch.int16))
         self.geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
         self.dilation = conv.dilation
 
@@ -112,6 +104,36 @@ class PixelMean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sum((2, 3), self.keepdim, dtype=torch.int32) * (self.unit / (x.shape[2] * x.shape[3]))
+
+
+class Signed(nn.Module):
+    """Sums times the sign of their channel's scale, so that the largest sum has the largest real value."""
+
+    sign: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("sign", torch.where(scale < 0, -1, 1).to(torch.int32).view(-1, 1, 1))
+
+    def forward(self, sums: Tensor) -> Tensor:
+        return sums * self.sign
+
+
+class SumsToFloat(nn.Module):
+    """The entrance of the last layer where no quantizer follows a convolution: the real values of its sums."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor, rectified: bool) -> None:
+        super().__init__()
+        self.rectified = rectified
+        self.register_buffer("scale", scale.view(-1, 1, 1))
+        self.register_buffer("shift", shift.view(-1, 1, 1))
+
+    def forward(self, sums: Tensor) -> Tensor:
+        values = (sums * self.scale + self.shift).float()
+        return values.relu() if self.rectified else values
 
 
 class ToFloat(nn.Module):
