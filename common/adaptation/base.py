@@ -116,9 +116,14 @@ class Objective(ABC):
             return self.forward(images)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; anything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in float32, also under autocast."""
-    return F.cross_entropy(logits.float(), labels)
+    """Mean cross-entropy, in float32 under autocast too."""
+    return F.cross_entropy(at_least_float32(logits), labels)
 
 
 def domain_loss(domain_logits: Tensor, domain: int) -> Tensor:
