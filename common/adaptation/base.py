@@ -126,7 +126,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(at_least_float32(logits), labels)
 
 
-def domain_loss(domain_logits: Tensor, domain: int) -> Tensor:
-    """Cross-entropy of (B, 2) domain logits with one domain: 0 the source, 1 the target."""
+def domain_loss(domain_logits: Tensor, domain: int, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of (B, 2) domain logits with one domain, 0 the source, 1 the target: its mean over the samples.
+
+    Args:
+        weights: (B,), factors of the samples, of mean 1.
+    """
     labels = torch.full((len(domain_logits),), domain, dtype=torch.int64, device=domain_logits.device)
-    return cross_entropy(domain_logits, labels)
+    if weights is None:
+        return cross_entropy(domain_logits, labels)
+    return (weights * F.cross_entropy(at_least_float32(domain_logits), labels, reduction="none")).mean()

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.adaptation import OBJECTIVES, Objective
-from common.adaptation.cdan import certainty
+from common.adaptation.base import Pass
+from common.adaptation.cdan import CDAN, CDANOptions, ConditionalDiscriminator, certainty
 from common.adaptation.dann import DANN
 from common.adaptation.dsan import DSAN, DSANOptions
 from common.adaptation.mcc import MCC, MCCOptions, class_confusion
@@ -175,7 +176,7 @@ def slow_certainty(probabilities: list[list[float]]) -> list[float]:
 def slow_confusion(logits: Tensor, temperature: float) -> Tensor:
     """Jin et al., section 3, entry by entry; the weights are constants."""
     y = [[e / sum(row) for e in row] for row in ([torch.exp(z / temperature) for z in row] for row in logits)]
-    w = slow_certainty([[float(p) for p in row] for row in y])
+    w = slow_certainty([[p.item() for p in row] for row in y])
     classes = range(logits.shape[1])
     total = torch.zeros((), dtype=logits.dtype)
     for j in classes:
@@ -189,6 +190,69 @@ def test_mcc_is_the_class_loss_and_the_targets_class_confusion(network: Linear, 
     value = task + 0.8 * slow_confusion(z_t, temperature=1.7)
     options = MCCOptions(mcc_weight=0.8, mcc_temperature=1.7)
     check(MCC(network, CLASSES, options), batch, value, gradients(value, network))
+
+
+def written_cdan(network: Linear, heads: nn.Module, batch: Batch, entropy: bool) -> tuple[Tensor, Tensor]:
+    """Class loss and domain loss, the reversal left out; predictions and weights are python numbers."""
+    task, f_s, f_t, z_t = written_out(network, batch)
+    g_s, g_t = (z.softmax(1).tolist() for z in (network.classify(f_s), z_t))
+    pairs = [
+        (f, g) for features, predictions in ((f_s, g_s), (f_t, g_t)) for f, g in zip(features, predictions, strict=True)
+    ]
+    joint = torch.stack([torch.stack([p * value for p in g for value in f]) for f, g in pairs])
+    z = heads.layers(joint)
+    domain = torch.zeros((), dtype=torch.float64)
+    for truth, first, predictions in ((0, 0, g_s), (1, len(g_s), g_t)):
+        weights = slow_certainty(predictions) if entropy else [1.0] * len(predictions)
+        for i, weight in enumerate(weights):
+            domain = domain - weight * z[first + i].log_softmax(0)[truth] / len(weights)
+    return task, domain
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+def test_cdan_is_the_game_of_long_on_the_products_of_features_and_predictions(
+    entropy: bool, network: Linear, batch: Batch
+) -> None:
+    objective = CDAN(network, CLASSES, CDANOptions(cdan_hidden=7, cdan_entropy=entropy))
+    objective.heads.double()
+    task, domain = written_cdan(network, objective.heads, batch, entropy)
+    wanted = adversarial(network, objective.heads, task, domain, judges="1.")
+    check(objective, batch, task + domain, wanted)
+
+
+def test_cdans_discriminator_sees_how_far_the_domains_means_lie_apart() -> None:
+    """Normalised apart, two domains that differ by a shift alone would be the same to it: 2 ln 2 at best."""
+    torch.manual_seed(0)
+    features, logits, labels = torch.randn(16, FEATURES), torch.zeros(16, CLASSES), torch.zeros(16, dtype=torch.int64)
+    objective = CDAN(Linear(), CLASSES, CDANOptions(cdan_hidden=8))
+    optimizer = torch.optim.SGD(objective.heads.parameters(), 0.5)
+    for _ in range(40):
+        losses = objective.losses(Pass(features, logits), labels, Pass(features + 1, logits), progress=0.0)
+        loss = losses["Source_domain_loss"] + losses["Target_domain_loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5 * math.log(2)
+
+
+def test_a_large_multilinear_map_is_randomised_and_keeps_inner_products() -> None:
+    """<T(f, g), T(f', g')> is about <f, f'> <g, g'>; the projections are drawn once, alike everywhere, and not trained."""
+    g = torch.Generator().manual_seed(0)
+    features, predictions = torch.randn(6, 512, generator=g), torch.randn(6, 10, generator=g).softmax(1)
+    seen = {}
+    for classes in (10, 3):  # 5120 products, and 1536
+        heads = ConditionalDiscriminator(512, classes, hidden=4)
+        heads.layers[0].register_forward_pre_hook(lambda _, args, classes=classes: seen.update({classes: args[0]}))
+        heads(features, predictions[:, :classes])
+        assert {name.split(".")[0] for name, _ in heads.named_parameters()} == {"layers"}
+    exact = (features @ features.T) * (predictions @ predictions.T)
+    assert seen[10].shape == (6, 1024)
+    assert (seen[10] @ seen[10].T - exact).norm() < 0.2 * exact.norm()
+    assert seen[3].shape == (6, 1536)
+    again = ConditionalDiscriminator(512, 10, hidden=4).state_dict()
+    assert torch.equal(
+        again["feature_projection"], ConditionalDiscriminator(512, 10, 4).state_dict()["feature_projection"]
+    )
 
 
 # class confusion and certainty
