@@ -15,6 +15,8 @@ from common.adaptation.dann import DANN
 from common.adaptation.dsan import DSAN, DSANOptions
 from common.adaptation.mcc import MCC, MCCOptions, class_confusion
 from common.adaptation.source_only import SourceOnly
+from common.admm.crp import CRP
+from common.quantizers import make_scheme
 
 PIXELS, FEATURES, CLASSES = 12, 5, 3
 STRENGTH = 2 / (1 + math.exp(-10 * 0.3)) - 1  # of the reversal and of LMMD's ramp, at progress 0.3
@@ -239,20 +241,77 @@ def test_a_large_multilinear_map_is_randomised_and_keeps_inner_products() -> Non
     """<T(f, g), T(f', g')> is about <f, f'> <g, g'>; the projections are drawn once, alike everywhere, and not trained."""
     g = torch.Generator().manual_seed(0)
     features, predictions = torch.randn(6, 512, generator=g), torch.randn(6, 10, generator=g).softmax(1)
-    seen = {}
-    for classes in (10, 3):  # 5120 products, and 1536
+    seen, states = {}, []
+    for classes in (10, 10, 3):  # 5120 products, and 1536
         heads = ConditionalDiscriminator(512, classes, hidden=4)
         heads.layers[0].register_forward_pre_hook(lambda _, args, classes=classes: seen.update({classes: args[0]}))
         heads(features, predictions[:, :classes])
         assert {name.split(".")[0] for name, _ in heads.named_parameters()} == {"layers"}
+        states.append(heads.state_dict())
     exact = (features @ features.T) * (predictions @ predictions.T)
     assert seen[10].shape == (6, 1024)
     assert (seen[10] @ seen[10].T - exact).norm() < 0.2 * exact.norm()
     assert seen[3].shape == (6, 1536)
-    again = ConditionalDiscriminator(512, 10, hidden=4).state_dict()
-    assert torch.equal(
-        again["feature_projection"], ConditionalDiscriminator(512, 10, 4).state_dict()["feature_projection"]
-    )
+    for name in ("feature_projection", "class_projection"):
+        assert torch.equal(states[0][name], states[1][name])
+        assert name not in states[2]
+
+
+# relation preservation, and what an evaluation asks for
+
+
+class Aligned(Linear):
+    """As ``Linear``, its features aligned and rounded to 4 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = make_scheme("ours", bitW=32, abitW=4).before_relu()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.site(super().features(x))
+
+
+def written_penalty(x: Tensor, z: Tensor, multiplier: Tensor, rho: float) -> Tensor:
+    """<G, D - Z> + rho/2 ||D - Z||^2 over the leading block, of features before their alignment."""
+
+    def relations(values: Tensor) -> Tensor:
+        standard = (values - values.mean(0)) / (values.std(0) + 1e-5)
+        return standard @ standard.T / FEATURES
+
+    n = len(x)
+    gap = relations(2 * torch.erf(x / math.sqrt(2))) - relations(x) - z[:n, :n]
+    return sum(multiplier[i, j] * gap[i, j] + rho / 2 * gap[i, j] ** 2 for i in range(n) for j in range(n))
+
+
+@pytest.mark.parametrize("adapts", [True, False])
+def test_relation_preservation_adds_its_penalty_for_each_domain_that_is_seen(adapts: bool, batch: Batch) -> None:
+    torch.manual_seed(0)
+    network = Aligned()
+    crp = CRP({"site": network.site}, batch_size=6, rho=0.4, weight=1.3, domains=("source", "target")).double()
+    for state in crp.buffers():
+        state.normal_()
+    z_s, g_s, z_t, g_t = crp.buffers()
+    x_s, x_t = (Linear.features(network, images) for images in (batch[0], batch[2]))
+    value = written_out(network, batch)[0] + 1.3 * written_penalty(x_s, z_s, g_s, rho=0.4)
+    value = value + 1.3 * written_penalty(x_t, z_t, g_t, rho=0.4) if adapts else value
+    objective = MCC(network, CLASSES, MCCOptions(mcc_weight=0.0), crp)
+    check(objective, batch if adapts else (*batch[:2], None), value, gradients(value, network))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_prediction_is_the_classifiers_and_the_discriminators(name: str, network: Linear, batch: Batch) -> None:
+    objective = OBJECTIVES[name](network, CLASSES)
+    if objective.heads is not None:
+        objective.heads.double().eval()
+    logits, domain_logits = objective.predict(batch[0])
+    f = network.features(batch[0])
+    assert torch.equal(logits, network.classify(f))
+    if name == "dann":
+        assert torch.equal(domain_logits, network.discriminate(f))
+    elif name == "cdan":
+        assert torch.equal(domain_logits, objective.heads(f, network.classify(f).softmax(1)))
+    else:
+        assert domain_logits is None
 
 
 # class confusion and certainty
