@@ -19,7 +19,7 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["common.engine.single_domain", "common.engine.cross_domain"])
+FORKS.set_forkserver_preload(["common.engine.program"])
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ class Adaptation:
 class Run:
     """The run itself: its folder and what it is to do there."""
 
-    job_dir: str = flag("", word, "folder of the run (default: experiment/…, named by method and bits)")
+    job_dir: str | None = flag(None, word, "folder of the run (default: experiment/…, named by method and bits)")
     config: str | None = flag(None, word, "take the values of a job's config.json; typed flags win")
     resume: str | None = flag(None, help="continue from last.pt of the job, or from PATH", nargs="?", const=BARE)
     reset: bool = switch(False, "delete the job's folder first")

@@ -216,10 +216,10 @@ def _widths(given: Mapping[str, Any], typed: Mapping[str, Any], task: Task) -> d
     alone = [name for name in ("bitW", "abitW") if name in typed]
     if len(alone) == 1:
         return dict.fromkeys(("bitW", "abitW"), typed[alone[0]])
-    default = {name: task.defaults.get(name, FLOAT) for name in ("bitW", "abitW")}
-    return {
-        one: given.get(one, given.get(other, default[one])) for one, other in (("bitW", "abitW"), ("abitW", "bitW"))
-    }
+    found = {name: given[name] for name in ("bitW", "abitW") if name in given}
+    for one, other in (("bitW", "abitW"), ("abitW", "bitW")):
+        found.setdefault(one, found.get(other, task.defaults.get(one, FLOAT)))
+    return found
 
 
 def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: tuple[str, ...]) -> Options:

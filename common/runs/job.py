@@ -53,6 +53,7 @@ class Job:
 
     def __init__(self, options: Options) -> None:
         self.options, self.task = options, options.task
+        assert options.run.job_dir is not None, "name_files has named it"
         self.folder = Path(options.run.job_dir)
         self.checkpoints = self.folder / "checkpoint"
         self.split_seen = ""

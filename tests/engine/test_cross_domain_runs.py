@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from common.data.cross_domain import cyclic
 
+from common.data.kinds import cyclic
 from common.data.tensors import ImageSet, TensorBatches
 from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
 from common.models import build_model

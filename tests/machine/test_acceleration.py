@@ -1,16 +1,15 @@
 """--compile, --channels_last and --amp: the same step, run otherwise."""
 
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from common.adaptation.objectives import DANN
 from torch import nn
 
+from common.adaptation.dann import DANN
 from common.admm.crp import CRP
 from common.errors import UserError
-from common.machine.acceleration import Acceleration
+from common.machine.acceleration import Acceleration, AccelerationOptions
 from common.models import build_model
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.layers import weights_quantized_once
@@ -20,17 +19,16 @@ RESNET20 = "single_domain/resnet20"
 CPU = torch.device("cpu")
 
 
-def flags(**given: object) -> Namespace:
-    return Namespace(**{"compile": False, "channels_last": False, "amp": None, **given})
+flags = AccelerationOptions
 
 
-def dann_step(method: str, with_crp: bool, options: Namespace, steps: int) -> tuple[dict, dict]:
+def dann_step(method: str, with_crp: bool, options: AccelerationOptions, steps: int) -> tuple[dict, dict]:
     """Weights and ADMM state after ``steps`` steps of the digits' network."""
     torch.manual_seed(0)
     model = build_model("MNISTmodel_quant", method, bitW=4, abitW=4, img_size=16).train()
     images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
     crp = CRP(model.crp_sites(), batch_size=4, domains=("source", "target")) if with_crp else None
-    objective = DANN(model, options, crp)
+    objective = DANN(model, 10, crp=crp)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
     faster = Acceleration(options, model, CPU, batch_size=4, backend="aot_eager")
     for _ in range(steps):

@@ -1,6 +1,5 @@
 """Several processes as one run: the same step, one voice, and an end together."""
 
-import argparse
 import os
 import signal
 import sys
@@ -13,28 +12,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from common.adaptation.objectives import DANN
-from common.data.cross_domain import DOMAINS, CrossData
 from torch import distributed as dist
 from torch import nn
 from torch.distributed import run as torchrun
 
+from common.adaptation.base import Pass
+from common.adaptation.dann import DANN
+from common.adaptation.source_only import SourceOnly
+from common.config.options import parse
 from common.config.tasks import Task
 from common.data import cifar10
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.demo.folder import MARKER
+from common.data.kinds import DOMAINS, RunData
 from common.data.tensors import ImageSet, TensorBatches
-from common.engine import cross_domain, single_domain, single_evaluation
+from common.engine import program
+from common.engine.evaluation import measure
 from common.engine.meters import FiniteWatch
-from common.engine.schedule import parameter_groups
+from common.engine.trainer import Trainer
 from common.errors import UserError
 from common.machine import distributed
-from common.machine.acceleration import Acceleration
 from common.models import build_model
 from common.runs.cli import run_cleanly
 from tests.conftest import REPOSITORY
 
-RESNET20 = Task("resnet20", "single", REPOSITORY / "single_domain/resnet20", model="resnet20_quant", stem="res20")
+RESNET20 = Task("resnet20", REPOSITORY / "single_domain/resnet20", model="resnet20_quant", stem="res20")
+DIGITS = Task(
+    "dann_digits", REPOSITORY, "MNISTmodel_quant", "digits", "dann", defaults={"src_data": "a", "tgt_data": "b"}
+)
 Answers = list[tuple[int, str, Any]]  # of each process: status, stderr, what it returned
 
 
@@ -93,42 +98,54 @@ def _still(model: nn.Module) -> nn.Module:
     return model
 
 
-def _job(**options: Any) -> Any:
-    values = {"print_freq": 100, "lr": 0.1, "lr_decay_steps": [], "lr_gamma": 0.1, "alpha": 0.0, "num_epochs": 1}
-    values |= {"epoch_length": "min", "src_only_flag": False, "warmup_epochs": 0, **options}
-    silent = {"log": lambda text: None, "scalars": lambda *values: None, "last": Path("none")}
-    return SimpleNamespace(options=argparse.Namespace(**values), **silent)
+class _Wide:
+    """A mixin: images in the network's float64, and adaptation at half of its way."""
+
+    def forward(self, images: torch.Tensor) -> Pass:
+        return super().forward(images.double())  # type: ignore[misc]
+
+    def __call__(self, source: Any, labels: Any, target: Any, progress: float) -> Any:
+        return super().__call__(source, labels, target, 0.5)  # type: ignore[misc]
 
 
-def _plain(model: nn.Module) -> Acceleration:
-    options = argparse.Namespace(compile=False, channels_last=False, amp=None)
-    return Acceleration(options, model, torch.device("cpu"), batch_size=8)
+class _WideDANN(_Wide, DANN):
+    pass
+
+
+class _WideSourceOnly(_Wide, SourceOnly):
+    pass
+
+
+def _train(task: Task, objective: Any, domains: tuple[str, ...], steps: int) -> tuple[dict, dict]:
+    words = [
+        "--lr",
+        "0.1",
+        "--lr_decay_steps",
+        "[]",
+        "--num_epochs",
+        "1",
+        "--train_batch_size",
+        "8",
+        "--weight_decay",
+        "0.1",
+    ]
+    words += ["--epoch_length", "min"] if task.cross else []
+    silent = {"log": lambda text: None, "scalars": lambda *values: None, "last": Path("none"), "restore": lambda: None}
+    data = RunData({domain: _images(domain, 8 * steps) for domain in domains}, {}, (), "")
+    trainer = Trainer(objective, data, parse(task, words), SimpleNamespace(**silent), pretrained=False)  # type: ignore[arg-type]
+    return objective.network.state_dict(), trainer.train_one_epoch(0)["train"]
 
 
 def _train_single(bits: int, steps: int) -> tuple[dict, dict]:
     torch.manual_seed(0)
-    model = _still(build_model("resnet20_quant", bitW=bits, abitW=bits))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
-    compute = distributed.replicate(model, lambda images: model(images.double()))
-    compute.train = model.train
-    means = single_domain.train_one_epoch(compute, _images("source", 8 * steps), optimizer, _plain(model), 0, _job())
-    return model.state_dict(), means
+    network = _still(build_model("resnet20_quant", bitW=bits, abitW=bits))
+    return _train(RESNET20, _WideSourceOnly(network, 10), ("source",), steps)
 
 
 def _train_dann(source_only: bool, steps: int) -> tuple[dict, dict]:
     torch.manual_seed(0)
-    model = _still(build_model("MNISTmodel_quant", bitW=4, abitW=4, img_size=28))
-    job = _job(src_only_flag=source_only)
-    objective = DANN(model, job.options, None)
-
-    def losses(source: Any, labels: Any, target: Any, progress: float) -> Any:
-        return objective(source.double(), labels, None if target is None else target.double(), 0.5)
-
-    optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.1), 0.1, 0.9)
-    compute = distributed.replicate(model, losses, unused=source_only)
-    data = CrossData({domain: _images(domain, 8 * steps) for domain in DOMAINS}, {}, (), "")
-    row = cross_domain.train_one_epoch(objective, compute, data, optimizer, _plain(model), 0, job)
-    return model.state_dict(), row["train"]
+    network = _still(build_model("MNISTmodel_quant", bitW=4, abitW=4, img_size=28))
+    return _train(DIGITS, (_WideSourceOnly if source_only else _WideDANN)(network, 10), DOMAINS, steps)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +172,7 @@ def test_two_processes_take_the_step_of_one(step: Callable[[], tuple[dict, dict]
 def _evaluate() -> dict[str, float]:
     torch.manual_seed(0)
     batches = TensorBatches(image_set=_images("source", 24).image_set, batch_size=5, mean=0.5, std=0.5)
-    return single_evaluation.means_over(build_model("resnet20_quant"), batches)
+    return measure(SourceOnly(build_model("resnet20_quant"), 10), batches)[0]
 
 
 def test_an_evaluation_dealt_out_has_the_result_of_one_process(pair: Any) -> None:
@@ -217,7 +234,7 @@ def test_a_fault_in_one_process_ends_both_with_one_line(
 
 def test_a_batch_that_cannot_be_shared_is_refused_once(pair: Any, tmp_path: Path) -> None:
     words = ["--demo", "--data_dir", str(tmp_path), "--train_batch_size", "7", "--job_dir", str(tmp_path / "job")]
-    answers = pair(lambda: single_domain.main(RESNET20, words))
+    answers = pair(lambda: program.main(RESNET20, words))
     assert [status for status, _, _ in answers] == [2, 2]
     (line,) = "".join(text for _, text, _ in answers).splitlines()
     assert "--train_batch_size 7 cannot be shared by 2 processes; expected a multiple of 2, such as 6" in line
@@ -226,7 +243,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_once(pair: Any, tmp_path: Path
 
 def test_synchronised_batch_norm_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--sync_bn needs CUDA devices"):
-        single_domain.run(RESNET20, ["--sync_bn", "--device", "cpu", "--job_dir", str(tmp_path)])
+        program.run(RESNET20, ["--sync_bn", "--device", "cpu", "--job_dir", str(tmp_path)])
 
 
 @pytest.fixture
@@ -268,22 +285,22 @@ def _worker(number: int, rank: int) -> int:
 
 
 def test_torchrun_trains_and_after_a_kill_one_process_resumes(few_images: Path, tmp_path: Path) -> None:
-    job, program, output = tmp_path / "job", str(RESNET20.folder / "main.py"), tmp_path / "output"
+    job, main, output = tmp_path / "job", str(RESNET20.folder / "main.py"), tmp_path / "output"
     words = ["--demo", "--data_dir", few_images, "--job_dir", job, "--bitW", 4, "--pretrained", "no"]
     last = job / "checkpoint" / "last.pt"
-    number = _torchrun([program, *map(str, words), "--num_epochs", "10000"], output)
+    number = _torchrun([main, *map(str, words), "--num_epochs", "10000"], output)
     while not last.exists():
         time.sleep(0.05)
         assert os.waitpid(number, os.WNOHANG) == (0, 0), output.read_text()
     os.kill(_worker(number, 1), signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 1
     text = output.read_text()
-    said = [line for line in text.splitlines() if line.startswith(f"{program}: ")]
+    said = [line for line in text.splitlines() if line.startswith(f"{main}: ")]
     assert len(said) == 1, text
     assert "another process of this run has ended" in said[0]
     assert "--resume continues from the last finished epoch" in said[0]
     assert text.count("=> Building model") == 1
     state = torch.load(last, weights_only=True)
     assert state["state_dict_t"].keys() == build_model("resnet20_quant", bitW=4).state_dict().keys()
-    single_domain.run(RESNET20, list(map(str, [*words, "--resume", "--num_epochs", state["epoch"] + 1])))
+    program.run(RESNET20, list(map(str, [*words, "--resume", "--num_epochs", state["epoch"] + 1])))
     assert torch.load(last, weights_only=True)["epoch"] == state["epoch"] + 1

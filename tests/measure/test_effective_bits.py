@@ -15,7 +15,7 @@ def test_ours_has_2_to_the_k_weights_and_half_as_many_inputs_and_zero(bits: int)
     model = build_model("MNISTmodel_quant", bitW=bits, abitW=bits).train()
     torch.nn.init.normal_(model.feature[0].weight)  # reaches every level; torch's uniform start does not
     torch.nn.init.normal_(model.feature[5].weight)
-    levels = {entry.layer: entry for entry in measure(model, torch.randn(16, 3, 28, 28), 0.0)}
+    levels = {entry.layer: entry for entry in measure(model, torch.randn(16, 3, 28, 28))}
     assert levels["feature.0"].weight_levels == levels["feature.5"].weight_levels == 2**bits
     assert levels["feature.5"].input_levels == 2 ** (bits - 1) + 1
     assert model.training, "the mode is put back"

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from common.config.tasks import Task
-from common.engine import single_domain
+from common.engine import program
 from common.errors import UserError
 from common.measure.effective_bits import distinct
-from common.models import MODELS, build_model
+from common.models import NETWORKS, build_model
 from common.quantizers import METHODS
 from common.quantizers.layers import QuantAct, QuantConv2d, Quantizer, WeightQuantizer
 from common.quantizers.scheme import AFTER_RELU, Method
@@ -61,7 +61,7 @@ def logits(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("bits", [32, 4])
 def test_published_parameter_counts_and_names(name: str, bits: int) -> None:
     model = build_model(name, bitW=bits, abitW=bits)
@@ -117,7 +117,7 @@ def _agrees(output: torch.Tensor, expected: torch.Tensor, bits: int) -> None:
         assert np.corrcoef(output.detach().flatten(), expected.flatten())[0, 1] > 0.99
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_32_bits_is_the_float_network_for_every_method(name: str) -> None:
     layouts = set()
     for method in METHODS:
@@ -127,7 +127,7 @@ def test_32_bits_is_the_float_network_for_every_method(name: str) -> None:
     assert len(layouts) == 1
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_in_every_network_and_reaches_every_parameter(name: str, method: str) -> None:
     torch.manual_seed(0)
@@ -232,7 +232,7 @@ TERNARY = Method(
 )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_ninth_method_is_one_registry_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, TERNARY.name, TERNARY)
     model = fill_by_name(build_model(name, method="ternary", bitW=2, abitW=2)).train()
@@ -245,7 +245,7 @@ def test_a_ninth_method_is_one_registry_line(name: str, monkeypatch: pytest.Monk
 
 def test_a_ninth_method_trains_through_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, TERNARY.name, TERNARY)
-    task = Task("resnet20", "single", tmp_path, "resnet20_quant", "res20")
+    task = Task("resnet20", tmp_path, "resnet20_quant", stem="res20")
     words = ["--method", "ternary", "--bitW", "2", "--pretrained", "no", "--demo", "--data_dir", str(tmp_path)]
     words += [
         "--num_epochs",
@@ -257,5 +257,5 @@ def test_a_ninth_method_trains_through_the_program(tmp_path: Path, monkeypatch: 
         "--job_dir",
         str(tmp_path / "job"),
     ]
-    layers = single_domain.run(task, words)["layers"]
+    layers = program.run(task, words)["layers"]
     assert {layer["weight_levels"] for layer in layers} == {3}

@@ -1,6 +1,5 @@
 """Checkpoint files: what is accepted, what is refused and how, and that saving never leaves half a file."""
 
-import argparse
 import os
 from pathlib import Path
 
@@ -8,12 +7,13 @@ import pytest
 import torch
 
 from common.config.naming import find_source
+from common.config.options import Options, parse
 from common.config.tasks import Task
 from common.errors import UserError
 from common.models import build_model
 from common.runs import checkpoint
 
-TASK = Task("resnet20", "single", Path("/nonexistent"), "resnet20_quant", "res20")
+TASK = Task("resnet20", Path("/nonexistent"), "resnet20_quant", stem="res20")
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "model_best.pt"
 
 
-def source_options(folder: Path, name: str = "res20_32bit/model_best.pt") -> argparse.Namespace:
-    return argparse.Namespace(source_dir=str(folder), source_file=name, demo=False, pair=None, bits=8, method="ours")
+def source_options(folder: Path, name: str = "res20_32bit/model_best.pt", task: Task = TASK, *words: str) -> Options:
+    return parse(task, ["--source_dir", str(folder), "--source_file", name, "--bitW", "8", *words])
 
 
 @pytest.mark.parametrize("wrap", [lambda s: {"state_dict_t": s}, lambda s: {"state_dict": s}, lambda s: s])
@@ -132,12 +132,12 @@ def test_the_source_file_is_found_under_every_published_prefix(place: str, insid
     path = tmp_path / "pretrained" / place / "res20_32bit" / inside / "model_best.pt"
     path.parent.mkdir(parents=True)
     path.touch()
-    assert find_source(source_options(tmp_path / "pretrained"), TASK, []) == path
+    assert find_source(source_options(tmp_path / "pretrained"), []) == path
 
 
 def test_a_missing_source_file_says_where_it_looked_and_the_two_ways(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
-        find_source(source_options(tmp_path / "pretrained"), TASK, [tmp_path / "experiment" / "float"])
+        find_source(source_options(tmp_path / "pretrained"), [tmp_path / "experiment" / "float"])
     text = str(raised.value)
     for part in (
         "res20_32bit/model_best.pt",
@@ -161,23 +161,25 @@ def touch(path: Path) -> Path:
 def test_both_variants_of_a_cross_domain_task_find_the_one_file(variant: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     name = "dslr_webcam/dw_32bit/model_best.pt"
-    task = Task("dann_office", "dann", tmp_path / "dann_office" / variant, "resnet50_dann")
+    domains = {"src_data": "dslr", "tgt_data": "webcam"}
+    folder = tmp_path / "dann_office" / variant
+    task = Task("dann_office", folder, "resnet50_dann", "office", "dann", defaults=domains)
     path = touch(tmp_path / "dann_office" / "pretrained" / name)
-    assert find_source(source_options(Path("pretrained"), name), task, []) == path
+    assert find_source(source_options(Path("pretrained"), name, task), []) == path
 
 
 def test_the_published_float_densenet_is_found_by_its_own_name(tmp_path: Path) -> None:
-    task = Task("densenet40", "single", Path("/nonexistent"), "densenet_40_quant", "dense")
+    task = Task("densenet40", Path("/nonexistent"), "densenet_40_quant", stem="dense")
     path = touch(tmp_path / "dense_32bit" / "densenet_40.pt.tar")
-    assert find_source(source_options(tmp_path, "dense_32bit/model_best.pt"), task, []) == path
+    assert find_source(source_options(tmp_path, "dense_32bit/model_best.pt", task), []) == path
 
 
 def test_a_demo_run_starts_from_the_demo_run_and_not_from_a_fetched_file(tmp_path: Path) -> None:
     fetched = touch(tmp_path / "pretrained" / "res20_32bit" / "model_best.pt")
     own = touch(tmp_path / "runs" / "res20_32bit" / "checkpoint" / "model_best.pt")
-    options = source_options(tmp_path / "pretrained")
-    for options.demo, expected in ((False, fetched), (True, own)):
-        assert find_source(options, TASK, [tmp_path / "runs"]) == expected
+    for words, expected in (([], fetched), (["--demo"], own)):
+        options = source_options(tmp_path / "pretrained", "res20_32bit/model_best.pt", TASK, *words)
+        assert find_source(options, [tmp_path / "runs"]) == expected
 
 
 def test_learned_scales_are_taken_over_only_by_the_same_method(file: Path) -> None:
