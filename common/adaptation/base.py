@@ -45,6 +45,7 @@ class Objective(ABC):
         adapts: whether it uses target images.
         epoch_length: default of --epoch_length, "min" or "max" of the domains' loaders.
         heads: what it trains beside the network: saved, restored and optimised with it. None: nothing.
+        head_flags: the flags of ``Options`` that the shapes of its heads follow, which a resumed run must share.
 
     Args:
         network: a classifier; for objectives that adapt one with ``features`` and ``classify``, and perhaps with
@@ -57,6 +58,7 @@ class Objective(ABC):
     adapts: ClassVar[bool] = True
     epoch_length: ClassVar[str] = "min"
     heads: nn.Module | None = None
+    head_flags: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, network: nn.Module, num_classes: int, options: Any = None, crp: CRP | None = None) -> None:
         self.network: Any = network  # which of features, classify, discriminate it has differs

@@ -65,6 +65,7 @@ class CDAN(Objective):
 
     name = "cdan"
     Options = CDANOptions
+    head_flags = ("cdan_hidden",)
 
     def __init__(self, network: nn.Module, num_classes: int, options: Any = None, crp: CRP | None = None) -> None:
         super().__init__(network, num_classes, options, crp)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.adaptation import OBJECTIVES
 from common.config.options import Options
 from common.errors import UserError
 from common.flags import BARE, shown
@@ -227,7 +228,7 @@ class Job:
         if not isinstance(config, dict) or any(name not in content for name in needed):
             raise UserError(f"--resume {path}: not a checkpoint of this program; --source_file starts from its weights")
         now = self._plain_config()
-        for key in SAME_RUN:
+        for key in (*SAME_RUN, *OBJECTIVES[self.options.objective_name].head_flags):
             if key in now and key in config and config[key] != now[key]:
                 raise UserError(f"--resume {path}: it was made with --{key} {shown(config[key])}, not {now[key]}")
 
