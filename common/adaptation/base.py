@@ -42,7 +42,7 @@ class Objective(ABC):
     Attributes:
         name: in ``OBJECTIVES`` and of ``--adaptation``.
         Options: its flags, a frozen dataclass (common.flags).
-        adapts: whether it uses target images.
+        adapts: whether it uses target images. discriminates: whether with the network's own discriminator.
         epoch_length: default of --epoch_length, "min" or "max" of the domains' loaders.
         heads: what it trains beside the network: saved, restored and optimised with it. None: nothing.
         head_flags: the flags of ``Options`` that the shapes of its heads follow, which a resumed run must share.
@@ -56,6 +56,7 @@ class Objective(ABC):
     name: ClassVar[str]
     Options: ClassVar[type] = NoOptions
     adapts: ClassVar[bool] = True
+    discriminates: ClassVar[bool] = False
     epoch_length: ClassVar[str] = "min"
     heads: nn.Module | None = None
     head_flags: ClassVar[tuple[str, ...]] = ()
@@ -107,9 +108,13 @@ class Objective(ABC):
         features = self.network.features(images)
         return Pass(features, self.network.classify(features))
 
+    @property
+    def trained(self) -> nn.ModuleList:
+        """All that it trains: the network, and the heads where there are any."""
+        return nn.ModuleList([self.network, *([] if self.heads is None else [self.heads])])
+
     def to(self, device: torch.device) -> "Objective":
-        if self.heads is not None:
-            self.heads.to(device)
+        self.trained.to(device)
         return self
 
     def _through(self, images: Tensor, domain: str) -> Pass:

@@ -53,12 +53,12 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         content = load_source(network, options, job)
         pretrained = content is not None or start_backbone(network, options, job)
         network.to(device)
-        if options.device.sync_bn:
-            network = distributed.synchronise_batch_norm(network)
         crp = _crp(network, options, job).to(device) if preserves else None
         make = OBJECTIVES[options.objective_name]
         objective = make(network, len(data.classes), options.objective, crp).to(device)
         load_heads(objective, content or {}, job)
+        if options.device.sync_bn:
+            distributed.synchronise_batch_norm(objective.trained)
         job.begin()
         if options.run.test_only:
             return test_only(objective, data, job, batching)

@@ -101,7 +101,8 @@ class Lab:
     def data(self, domains: bool, batching: Batching) -> RunData:
         def batches(image_set: ImageSet, domain: str, train: bool) -> TensorBatches:
             size = batching.train if train else batching.test
-            settings = {"shuffle": train, "drop_last": train, "seed": batching.seed, "domain": domain}
+            settings: dict[str, Any] = {"shuffle": train, "drop_last": train, "seed": batching.seed, "domain": domain}
+            settings |= {"share": batching.share} if train else {}
             return TensorBatches(image_set=image_set, batch_size=size, mean=0.5, std=0.5, **settings)
 
         names = DOMAINS if domains else DOMAINS[:1]

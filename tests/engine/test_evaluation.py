@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.adaptation import OBJECTIVES, Objective
 from common.data.kinds import RunData
@@ -26,10 +26,6 @@ def batches(image_set: ImageSet, size: int) -> TensorBatches:
     return TensorBatches(image_set=image_set, batch_size=size, mean=0.5, std=0.5)
 
 
-def everything(objective: Objective) -> nn.ModuleList:
-    return nn.ModuleList([objective.network, *([] if objective.heads is None else [objective.heads])])
-
-
 @pytest.fixture(params=OBJECTIVES)
 def objective(request: pytest.FixtureRequest) -> Objective:
     """Of a network with BatchNorm, and for two domains with dropout, in the middle of its training."""
@@ -46,7 +42,7 @@ def objective(request: pytest.FixtureRequest) -> Objective:
 
 def evaluated(objective: Objective, size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, float], Tensor]:
     """The means over ten images of the target in batches of ``size``, and the class and domain logits of each."""
-    everything(objective).train()
+    objective.trained.train()
     logits: list[Tensor] = []
     predict = objective.predict
 
@@ -64,12 +60,12 @@ def evaluated(objective: Objective, size: int, monkeypatch: pytest.MonkeyPatch) 
 def test_an_evaluation_changes_nothing_and_gives_an_image_the_same_logits_in_any_company(
     objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, random = copy.deepcopy(everything(objective).state_dict()), torch.get_rng_state()
+    before, random = copy.deepcopy(objective.trained.state_dict()), torch.get_rng_state()
     means, alone = evaluated(objective, 1, monkeypatch)
     others, together = evaluated(objective, 7, monkeypatch)
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
     assert means == pytest.approx(others, rel=1e-4)
-    after = everything(objective).state_dict()
+    after = objective.trained.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert torch.equal(torch.get_rng_state(), random)
 

@@ -1,6 +1,7 @@
 """What an objective trains beside the network, a discriminator: saved, resumed, evaluated and shared as the network is."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,12 @@ import torch
 from common.adaptation import OBJECTIVES
 from common.errors import UserError
 from tests.engine.synthetic import Lab, make_lab
-from tests.engine.test_glue import same
+from tests.engine.test_glue import ADAPTING, same
+from tests.machine import test_distributed
 
 CDAN = ["--adaptation", "cdan", "--cdan_hidden", 16, "--lr", 0.05, "--momentum", 0.9]
+
+pair = test_distributed.pair
 
 
 @pytest.fixture
@@ -68,3 +72,22 @@ def test_a_quantized_run_goes_on_with_the_discriminator_of_its_float_source(lab:
     assert (
         "left as initialised: the discriminator of --adaptation cdan" in (lab.folder / "smaller/logger.log").read_text()
     )
+
+
+@pytest.mark.parametrize("name", ADAPTING)
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_two_processes_train_every_objective_to_the_same_network_and_heads(
+    name: str, warmup: int, pair: Any, lab: Lab
+) -> None:
+    """The network has a discriminator, which is not every objective's: its parameters may get no gradient."""
+    lab.small = True
+
+    def trained() -> dict[str, torch.Tensor]:
+        words = ["--adaptation", name, "--num_epochs", 2, "--warmup_epochs", warmup, "--select", "last"]
+        lab.run("digits", *words, "--lr", 0.1)
+        return lab.trainer.objective.trained.state_dict()
+
+    (_, text, first), (_, other, second) = pair(trained)
+    assert first is not None, text
+    assert second is not None, other
+    assert same(first, second)
