@@ -13,7 +13,7 @@ from common.adaptation import OBJECTIVES, Objective
 from common.data.kinds import RunData
 from common.data.tensors import ImageSet, TensorBatches
 from common.engine import evaluation, trainer
-from common.models import build_model
+from common.models import build_model, class_logits
 from tests.engine.synthetic import CLASSES, Lab, images, make_lab
 
 
@@ -85,16 +85,22 @@ def test_means_are_over_images_and_the_target_is_domain_one(
 
 
 @pytest.mark.parametrize("name", ["dann", "cdan"])
-def test_who_takes_all_for_the_target_is_right_on_the_target_alone(name: str, lab: Lab) -> None:
+def test_each_domain_has_its_own_result_and_who_takes_all_for_the_target_is_right_there_alone(
+    name: str, lab: Lab
+) -> None:
     lab.small = True
     lab.run("digits", "--adaptation", name, "--num_epochs", 1)
-    objective, job = lab.trainer.objective, lab.trainer.job
+    objective, data = lab.trainer.objective, lab.trainer.data
     objective.domain_logits = lambda found: torch.tensor([[0.0, 1.0]]).expand(len(found.logits), 2)
-    means = {
-        domain: evaluation.evaluate(objective, lab.trainer.data, domain, job, log=False)[0]
-        for domain in lab.trainer.data.test
-    }
-    assert (means["target"]["prec1_domain"], means["source"]["prec1_domain"]) == (100.0, 0.0)
+    for domain, told_apart in (("source", 0.0), ("target", 100.0)):
+        means, counts = evaluation.evaluate(objective, data, domain, lab.trainer.job)
+        assert means["prec1_domain"] == told_apart
+        logits, labels = (
+            torch.cat(parts)
+            for parts in zip(*((class_logits(objective.network, x), y) for x, y in data.test[domain]), strict=True)
+        )
+        assert means["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+        assert counts.tolist() == confusion(objective.network, data.test[domain])
 
 
 @pytest.mark.parametrize("task", ["single", "digits"])
@@ -154,7 +160,11 @@ def test_the_best_epoch_is_the_first_best_of_what_selects_it_and_the_result_is_i
     else:
         assert summary["best"]["test_prec1"] == SCRIPT["test"][best]
         assert summary["last"]["test_prec1"] == SCRIPT["test"][3]
-    file = lab.checkpoint("model_best.pt")
+    last, file = lab.checkpoint(), lab.checkpoint("model_best.pt")
+    if task == "digits":
+        assert (last["tgt_best_prec1"], last["src_best_prec1"]) == (max(SCRIPT["target"]), max(SCRIPT["source"]))
+    else:
+        assert last["best_prec1"] == SCRIPT["val" if select == "val" else "test"][best]
     assert file["epoch"] == best + 1
     for state in (file["state_dict_t"], lab.trainer.network.state_dict()):
         assert all(torch.equal(value, weights[best][name]) for name, value in state.items())
@@ -169,7 +179,7 @@ def confusion(network: Any, test: TensorBatches) -> list[list[int]]:
     network.eval()
     with torch.no_grad():
         for pixels, labels in test:
-            found = network.classify(network.features(pixels)) if hasattr(network, "features") else network(pixels)
+            found = class_logits(network, pixels)
             for row, label in zip(found, labels.tolist(), strict=True):
                 counts[label][int(row.argmax())] += 1
     return counts
