@@ -14,37 +14,39 @@ import platform
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import pictures  # noqa: E402
-import torch  # noqa: E402
-from timing import measuring  # noqa: E402
-from timing.steps import BREVITAS, CRP_KIND, FLOAT, NETWORKS, Setting, make_step  # noqa: E402
+import torch
 
-from common.errors import UserError  # noqa: E402
-from common.quantizers import METHODS  # noqa: E402
-from common.runs.cli import run_tool  # noqa: E402
+from common.quantizers import METHODS, make_scheme
+from common.runs.annotations import Count, NewFolder, one_of
+from common.runs.tool import run_tool
+from tools import pictures
+from tools.arguments import Batch, Bits, Device, Side, chosen_device
+from tools.timing import measuring
+from tools.timing.steps import BREVITAS, CRP_KIND, FLOAT, MEASURED, Setting, make_step
 
-MODES = ("eager", "compiled")
+Mode = Literal["eager", "compiled"]
+KINDS = (FLOAT, *METHODS, CRP_KIND, BREVITAS)
 WARM_UP = 2  # steps before the clock: memory is mapped, learned scales are initialised, code is compiled
 
 
 def benchmark(
-    network: str = "resnet20",
-    kinds: Any = "all",
-    modes: Any = "eager,compiled",
-    bits: int = 4,
-    batch: int | None = None,
-    img_size: int | None = None,
-    rounds: int = 9,
-    device: str = "auto",
+    *,
+    network: Annotated[str, one_of(*MEASURED)] = "resnet20",
+    kinds: tuple[Annotated[str, one_of(*KINDS, "all")], ...] = ("all",),
+    modes: tuple[Mode, ...] = ("eager", "compiled"),
+    bits: Bits = 4,
+    batch: Batch | None = None,
+    img_size: Side | None = None,
+    rounds: Count = 9,
+    device: Device = "auto",
     channels_last: bool = False,
-    amp: str | None = None,
+    amp: Literal["bf16", "fp16"] | None = None,
     profile: bool = False,
-    out: str | None = None,
+    out: NewFolder | None = None,
 ) -> None:
     """Measure, print a table, and write benchmark.json and benchmark.png.
 
@@ -53,21 +55,26 @@ def benchmark(
         kinds: with commas between: float, any method, ours+crp, brevitas (extra "bench"; eager alone). all: those that
             are there.
         modes: eager, compiled, or both.
+        bits: of weights and activations.
         batch: default 128 (resnet20) or 28 (resnet50).
         img_size: default 32 (resnet20), or 64 on a CPU and 224 on CUDA (resnet50).
         rounds: timed steps of each kind, after two to warm up.
         device: cpu, cuda, or auto.
-        channels_last, amp: as the flags of main.py; of float too.
+        channels_last: as the flag of main.py; of float too.
+        amp: as the flag of main.py; of float too.
         profile: print the five dearest operators of every kind as well.
         out: folder of the results (default: results/benchmark/NETWORK_DEVICE).
     """
-    torch._dynamo.config.recompile_limit = len(_known_kinds())  # the networks of all kinds share their compiled code
-    names, ways = _listed("kinds", kinds, _known_kinds()), _listed("modes", modes, MODES)
+    torch._dynamo.config.recompile_limit = len(KINDS)  # the networks of all kinds share their compiled code
+    names = dict.fromkeys(name for kind in kinds for name in (_present_kinds() if kind == "all" else [kind]))
+    for name in names:
+        if name in METHODS:
+            make_scheme(name, bitW=bits, abitW=bits)  # which refuses bits that the method does not define
     setting = _setting(network, bits, batch, img_size, device, channels_last, amp)
     rows: list[dict[str, Any]] = []
     dearest: dict[str, list[tuple[str, int, float]]] = {}
     steps = {}
-    for mode in ways:
+    for mode in dict.fromkeys(modes):
         for name in dict.fromkeys((FLOAT, *names)):
             if name == BREVITAS and mode == "compiled":  # it would be compiled anew in every step
                 continue
@@ -77,19 +84,19 @@ def benchmark(
     seconds = measuring.interleave(steps, rounds, setting.device)
     memory = {label: measuring.peak_memory(step, setting.device) for label, step in steps.items()}
     for label, values in seconds.items():
-        name, mode = label.split(", ")
-        ratio, low, high = measuring.ratios(values, seconds[f"{FLOAT}, {mode}"])
+        name, way = label.split(", ")
+        ratio, low, high = measuring.ratios(values, seconds[f"{FLOAT}, {way}"])
         rows.append(
             {
                 "kind": name,
-                "mode": mode,
+                "mode": way,
                 "seconds": values,
                 "median": statistics.median(values),
                 "ratio": ratio,
                 "ratio_low": low,
                 "ratio_high": high,
                 "memory_mib": memory[label],
-                "memory_ratio": memory[label] / memory[f"{FLOAT}, {mode}"],
+                "memory_ratio": memory[label] / memory[f"{FLOAT}, {way}"],
                 "images_per_second": setting.images / statistics.median(values),
             }
         )
@@ -100,7 +107,7 @@ def benchmark(
     for label, operators in dearest.items():
         shares = ", ".join(f"{name} {share:.0f} % ({calls} calls)" for name, calls, share in operators)
         print(f"dearest of {label}: {shares}")
-    folder = Path(str(out)) if out else Path("results", "benchmark", f"{network}_{setting.device}")
+    folder = out or Path("results", "benchmark", f"{network}_{setting.device}")
     folder.mkdir(parents=True, exist_ok=True)
     content = {"setting": vars(setting), "machine": _machine(setting.device), "rows": rows, "dearest": dearest}
     (folder / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -123,8 +130,8 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> Path:
     """Bars of the time and the memory of every kind, as ratios to float."""
     labels = list(dict.fromkeys(row["kind"] for row in rows if row["kind"] != FLOAT))
     figure, (left, right) = pictures.plt.subplots(1, 2, figsize=(11, 1.6 + 0.42 * len(labels)), sharey=True)
-    times = {mode: {} for mode in MODES}  # type: dict[str, dict[str, tuple[float, float, float]]]
-    sizes = {mode: {} for mode in MODES}  # type: dict[str, dict[str, tuple[float, float, float]]]
+    times = {mode: {} for mode in get_args(Mode)}  # type: dict[str, dict[str, tuple[float, float, float]]]
+    sizes = {mode: {} for mode in get_args(Mode)}  # type: dict[str, dict[str, tuple[float, float, float]]]
     for row in rows:
         if row["kind"] != FLOAT:
             times[row["mode"]][row["kind"]] = row["ratio"], row["ratio_low"], row["ratio_high"]
@@ -135,33 +142,14 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> Path:
     return pictures.save(figure, path)
 
 
-def _known_kinds() -> list[str]:
-    present = [BREVITAS] if importlib.util.find_spec("brevitas") else []
-    return [FLOAT, *METHODS, CRP_KIND, *present]
-
-
-def _listed(flag: str, words: Any, known: Any) -> list[str]:
-    """The words of a flag, as fire reads it: one word, or several with commas between."""
-    names = [str(word) for word in words] if isinstance(words, tuple | list) else str(words).split(",")
-    if names == ["all"]:
-        return list(known)
-    for name in names:
-        if name not in (*known, BREVITAS):
-            raise UserError(f"--{flag} {name}: expected some of {', '.join(known)}, with commas between, or all")
-    return names
+def _present_kinds() -> list[str]:
+    return [name for name in KINDS if name != BREVITAS or importlib.util.find_spec("brevitas")]
 
 
 def _setting(
     network: str, bits: int, batch: int | None, img_size: int | None, device: str, channels_last: bool, amp: str | None
 ) -> Setting:
-    if network not in NETWORKS:
-        raise UserError(f"--network {network}: expected {' or '.join(NETWORKS)}")
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"--device {device}: expected auto, cpu, or cuda where torch sees a CUDA device")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if amp not in (None, "bf16", "fp16"):
-        raise UserError(f"--amp {amp}: expected bf16 or fp16")
+    device = chosen_device(device)
     usual = {"resnet20": (128, 32), "resnet50": (28, 64 if device == "cpu" else 224)}[network]
     return Setting(network, bits, batch or usual[0], img_size or usual[1], device, channels_last, amp)
 

@@ -7,50 +7,74 @@ A run without it is the same program with --crp_weight 0, which measures the rel
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-import pictures  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
+import numpy as np
+from matplotlib import pyplot as plt
 
-from common.errors import UserError  # noqa: E402
-from common.runs.cli import run_tool  # noqa: E402
+from common.errors import UserError
+from common.flags import shown
+from common.runs.annotations import NewFolder
+from common.runs.tool import run_tool
+from tools import pictures
 
 
-def read(folder: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Summary and epochs of a finished run that measured its relations."""
+@dataclass(frozen=True)
+class Measured:
+    """What a run measured: mean |D| and the target's top-1 (%) of every epoch, and that of the best epoch."""
+
+    shifts: list[float]
+    target: list[float]
+    best: float
+    demo: bool
+
+
+def read(folder: Path) -> Measured:
+    """A finished run that measured its relations.
+
+    Raises:
+        UserError: not the folder of one, or its files are damaged.
+    """
     try:
-        summary = json.loads((Path(folder) / "summary.json").read_text())
-        rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: there is no such file; expected the job_dir of a finished run") from None
-    if "relation_shift" not in rows[-1]:
-        raise UserError(f"{folder}: this run did not measure its relations; train it in a daq_crp folder")
-    return summary, rows
+        summary = json.loads((folder / "summary.json").read_text())
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        if "relation_shift" not in rows[-1]:
+            raise UserError(f"{folder}: this run did not measure its relations; train it in a daq_crp folder")
+        return Measured(
+            shifts=[float(row["relation_shift"]["mean"]) for row in rows],
+            target=[float(row["target"]["prec1"]) for row in rows],
+            best=float(summary["best"]["target"]["prec1"]),
+            demo=bool(summary["demo"]),
+        )
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; expected the job_dir of a finished run") from None
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: not the files of a finished run ({shown(error)})") from None
 
 
-def effect(with_crp: Any, without: Any, out: str = "results/crp") -> None:
-    """Print mean |D| at the end and target accuracy of both groups, and draw crp.png into ``out``.
+def crp_effect(*, with_crp: tuple[Path, ...], without: tuple[Path, ...], out: NewFolder = Path("results/crp")) -> None:
+    """Print mean |D| at the end and target accuracy of both groups, and draw crp.png.
 
     Args:
-        with_crp, without: job folders, commas between them.
+        with_crp: job folders, commas between them.
+        without: the same, of the runs without it.
+        out: folder of the picture.
     """
-    groups = {}
-    for name, value in (("with CRP", with_crp), ("without", without)):
-        folders = value if isinstance(value, (tuple, list)) else str(value).split(",")
-        groups[name] = [read(str(folder)) for folder in folders]
-    demo = "demo " if any(summary["demo"] for runs in groups.values() for summary, _ in runs) else ""
+    groups = {"with CRP": [read(folder) for folder in with_crp], "without": [read(folder) for folder in without]}
+    for name, runs in groups.items():
+        if len(lengths := {len(run.shifts) for run in runs}) > 1:
+            raise UserError(f"{name}: runs of {' and '.join(map(str, sorted(lengths)))} epochs; expected equally many")
+    demo = "demo " if any(run.demo for runs in groups.values() for run in runs) else ""
     figure, (shift, accuracy) = plt.subplots(1, 2, figsize=(11, 4))
     print(f"| | runs | mean abs D, last epoch | {demo}target top-1 (%), last epoch | best epoch |")
     print("|---|---:|---:|---:|---:|")
     for index, (name, runs) in enumerate(groups.items()):
-        shifts = np.array([[row["relation_shift"]["mean"] for row in rows] for _, rows in runs])
-        target = np.array([[row["target"]["prec1"] for row in rows] for _, rows in runs])
-        best = np.array([summary["best"]["target"]["prec1"] for summary, _ in runs])
+        shifts = np.array([run.shifts for run in runs])
+        target = np.array([run.target for run in runs])
+        best = np.array([run.best for run in runs])
         columns = [f"{values.mean():.{digits}f} ± {values.std(ddof=1) if len(values) > 1 else 0:.{digits}f}"
                    for values, digits in ((shifts[:, -1], 4), (target[:, -1], 2), (best, 2))]  # fmt: skip
         print(f"| {name} | {len(runs)} | " + " | ".join(columns) + " |")
@@ -65,8 +89,8 @@ def effect(with_crp: Any, without: Any, out: str = "results/crp") -> None:
     for axes in (shift, accuracy):
         axes.grid(alpha=0.3)
         axes.legend()
-    print(f"picture: {pictures.save(figure, Path(out) / 'crp.png')}")
+    print(f"picture: {pictures.save(figure, out / 'crp.png')}")
 
 
 if __name__ == "__main__":
-    run_tool(effect)
+    run_tool(crp_effect)

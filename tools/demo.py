@@ -5,23 +5,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-import pictures  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from scipy.stats import norm  # noqa: E402
+import numpy as np
+from matplotlib import pyplot as plt
+from scipy.stats import norm
 
-from common.runs import checkpoint  # noqa: E402
-from common.runs.cli import run_tool  # noqa: E402
+from common.data.locate import REPOSITORY
+from common.runs import checkpoint
+from common.runs.annotations import NewFolder
+from common.runs.tool import run_tool
+from tools import pictures
+from tools.arguments import OursBits
 
 LAYER = "layers.4.conv0.weight"
 
 
-def demo(bits: int = 4, out: str = "results/demo") -> None:
-    """Train ResNet-20 at 32 bits, then at ``bits`` from it, on demo data; write a table and demo.png into ``out``."""
-    folder = Path(out).resolve()
+def demo(*, bits: OursBits = 4, out: NewFolder = Path("results/demo")) -> None:
+    """Train ResNet-20 at 32 bits, then at fewer from it, on demo data; print a table and draw a picture.
+
+    Args:
+        bits: of weights and activations.
+        out: folder of the two runs and of demo.png.
+    """
+    folder = out.resolve()
     jobs = {32: folder / "res20_32bit", bits: folder / f"res20_{bits}bit"}
     for width, job in jobs.items():
         source = [] if width == 32 else ["--source_dir", str(folder), "--source_file", "res20_32bit/model_best.pt"]

@@ -9,26 +9,28 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.fx.experimental.optimization import fuse  # noqa: E402
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
-from common.deploy.graph import trace  # noqa: E402
-from common.deploy.integer.fast import CompiledNetwork, fast_network  # noqa: E402
-from common.errors import UserError  # noqa: E402
-from common.models import build_model  # noqa: E402
-from common.runs.cli import run_tool  # noqa: E402
+from common.deploy.graph import trace
+from common.flags import number
+from common.models import build_model
+from common.runs.annotations import Count, NewFile, one_of
+from common.runs.tool import run_tool
+from common.writing import write_whole
+from tools.arguments import OursBits
 
 NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "resnet20": ("resnet20_quant", 32, {}),
     "resnet50": ("resnet50_dann", 224, {"quant_shortcut": True}),
     "resnet18": ("torchvision:resnet18", 224, {"num_classes": 1000}),
 }
+BatchSize = Annotated[int, number(int, 1, 10**5, "a whole number of images from 1 to 100000")]
 
 
 @torch.no_grad()
@@ -46,6 +48,8 @@ def random_network(name: str, bits: int) -> tuple[nn.Module, int]:
 
 def float_network(name: str, image_shape: tuple[int, ...]) -> nn.Module:
     """The float32 network with BatchNorm folded into its convolutions, compiled as the fast one is."""
+    from common.deploy.integer.fast import CompiledNetwork  # here, since it brings Inductor, which takes a second
+
     folded = fuse(trace(random_network(name, 32)[0]))
     return CompiledNetwork(folded, image_shape)
 
@@ -63,34 +67,35 @@ def time_in_turn(runs: dict[str, Callable[[Tensor], Any]], images: Tensor, repea
     return milliseconds
 
 
-def numbers(value: Any) -> list[int]:
-    return [int(one) for one in (value if isinstance(value, list | tuple) else str(value).split(","))]
-
-
-def main(
-    networks: Any = "resnet20,resnet50", bits: Any = (8, 4), batches: Any = (1, 16), repeats: int = 20, out: str = ""
+def deploy_benchmark(
+    *,
+    networks: tuple[Annotated[str, one_of(*NETWORKS)], ...] = ("resnet20", "resnet50"),
+    bits: tuple[OursBits, ...] = (8, 4),
+    batches: tuple[BatchSize, ...] = (1, 16),
+    repeats: Count = 20,
+    out: NewFile | None = None,
 ) -> None:
     """Print the table of medians; ratios are medians of the ratios within a round.
 
     Args:
         networks: of resnet20 (32 x 32 images), resnet50 and torchvision's resnet18 (224 x 224).
+        bits: of weights and activations, commas between them.
+        batches: images at a time, commas between them.
+        repeats: timed rounds, after three to warm up.
         out: also write the figures there, as JSON.
     """
-    chosen = networks.split(",") if isinstance(networks, str) else list(networks)
-    if unknown := [name for name in chosen if name not in NETWORKS]:
-        raise UserError(f"--networks {unknown[0]}: expected {', '.join(NETWORKS)}")
+    from common.deploy.integer.fast import fast_network
+
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, random weights")
-    print(
-        "| network | batch | float32 (ms) | " + " | ".join(f"{k} bits (ms), times faster" for k in numbers(bits)) + " |"
-    )
-    print("|---|---:|---:|" + "---:|" * len(numbers(bits)))
+    print("| network | batch | float32 (ms) | " + " | ".join(f"{k} bits (ms), times faster" for k in bits) + " |")
+    print("|---|---:|---:|" + "---:|" * len(bits))
     rows = []
-    for name in chosen:
-        for batch in numbers(batches):
+    for name in networks:
+        for batch in batches:
             size = NETWORKS[name][1]
             images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
             runs: dict[str, Callable[[Tensor], Any]] = {"float32": float_network(name, images.shape)}
-            for k in numbers(bits):
+            for k in bits:
                 runs[f"{k} bits"] = fast_network(random_network(name, k)[0], (batch, 3, size, size))
             milliseconds = time_in_turn(runs, images, repeats)
             base = milliseconds["float32"]
@@ -103,8 +108,9 @@ def main(
             print(f"| {name} | {batch} | " + " | ".join(cells) + " |", flush=True)
     if out:
         content = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
-        Path(out).write_text(json.dumps(content))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, json.dumps(content))
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(deploy_benchmark)

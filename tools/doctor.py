@@ -5,7 +5,6 @@
 It needs nothing but Python itself to say which packages are missing.
 """
 
-import argparse
 import importlib
 import os
 import platform
@@ -14,38 +13,38 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+if sys.version_info < (3, 10):  # noqa: UP036
+    print(f"{sys.argv[0]}: error: Python {platform.python_version()}: expected 3.10 or newer", file=sys.stderr)
+    sys.exit(2)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import UserError  # noqa: E402
+from common.config.recipes import TABLES
+from common.data.locate import REPOSITORY
+from common.errors import UserError
+from common.runs.annotations import one_of
+from common.runs.tool import run_bare
 
-OLDEST_PYTHON = (3, 10)
 INSTALL = 'python -m pip install -e ".[fetch]"'
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+def doctor(*, task: Annotated[str, one_of(*TABLES)] | None = None, data_dir: Path | None = None) -> None:
+    """What this machine has for the tasks, what is missing for which of them, and the command that gets it.
 
-
-def main() -> None:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--task", help="one task (default: all)")
-    parser.add_argument("--data_dir", help="where the data are, as the tasks' programs take it")
-    options = parser.parse_args()
+    Args:
+        task: one task (default: all).
+        data_dir: where the data are, as the tasks' programs take it.
+    """
     print("\n".join(machine()))
     if missing := packages():
         raise UserError(f"{'; '.join(missing)}. Type, in {REPOSITORY}: {INSTALL}")
     print("\n".join(accelerator()))
-    from published.layout import TASKS
-    from published.needs import needs_of  # everything from here on needs the packages
+    from tools.published.layout import TASKS
+    from tools.published.needs import needs_of  # everything from here on needs the packages
 
-    if options.task not in (None, *TASKS):
-        raise UserError(f"--task {options.task}: expected one of {', '.join(TASKS)}")
-    for name in [options.task] if options.task else TASKS:
-        needs = needs_of(TASKS[name], options.data_dir)
+    for name in [task] if task else TASKS:
+        needs = needs_of(TASKS[name], None if data_dir is None else str(data_dir))
         complete = all(need.here for need in needs)
         print(f"\n{name}: {'everything is here' if complete else 'runs with --demo; with the real data it needs'}")
         for need in needs:
@@ -72,8 +71,6 @@ def machine() -> list[str]:
 def packages() -> list[str]:
     """What pyproject.toml asks for and this Python has not, or has in another version."""
     missing = []
-    if sys.version_info < OLDEST_PYTHON:
-        missing.append(f"Python {platform.python_version()}: expected {'.'.join(map(str, OLDEST_PYTHON))} or newer")
     for name, bounds in requirements():
         try:
             version = metadata.version(name)
@@ -133,8 +130,4 @@ def accelerator() -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:  # not run_cleanly, which imports torch
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_bare(doctor)

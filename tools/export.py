@@ -8,86 +8,52 @@ Network, bits and method come from the run that the checkpoint records; typed fl
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from torch import nn  # noqa: E402
-
-from common.deploy import packed  # noqa: E402
-from common.deploy.description import Description  # noqa: E402
-from common.deploy.files import ONNX, PACKED, PROGRAM  # noqa: E402
-from common.deploy.onnx.export import export_onnx  # noqa: E402
-from common.deploy.program import save_program  # noqa: E402
-from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
-from common.errors import UserError  # noqa: E402
-from common.runs.cli import run_tool  # noqa: E402
-
-
-def save_onnx(network: nn.Module, description: Description, path: Path) -> None:
-    export_onnx(network, path, description.image_shape, {"network": description.to_json()})
-
-
-def save_pt2(network: nn.Module, description: Description, path: Path) -> None:
-    save_program(network, path, description.image_shape, {"network": description.to_json()})
-
-
-FORMATS: dict[str, tuple[str, Callable[..., None]]] = {  # suffix, and (network, description, path) -> file
-    "packed": (PACKED, packed.save),
-    "onnx": (ONNX, save_onnx),
-    "pt2": (PROGRAM, save_pt2),
-}
+from common.deploy.formats import FORMATS
+from common.deploy.restore import restore
+from common.errors import UserError
+from common.runs.annotations import NewFile, one_of
+from common.runs.tool import run_tool
+from tools.deployed.flags import of_network
 
 
 def export(
-    *words: Any,
-    checkpoint: str | None = None,
-    out: str | None = None,
-    format: str = "packed",
+    *,
+    checkpoint: Path,
+    out: NewFile,
+    format: Annotated[str, one_of(*FORMATS)] = "packed",
     model: str | None = None,
     **flags: Any,
 ) -> None:
     """Write the evaluation network of a checkpoint to a file.
 
     Args:
-        checkpoint: a model_best.pt or last.pt, or a published file. out: the file to write.
+        checkpoint: a model_best.pt or last.pt, or a published file.
+        out: the file to write.
         format: packed (.safetensors), onnx (opset 21, for onnxruntime), or pt2 (torch.export, float32; for
             torch.export.load, which is for files one trusts).
-        model: the network; flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut, as
-            the programs have them. What is not typed is as in the checkpoint's run.
+        model: the network, for a checkpoint that does not record it.
+        flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut, as the programs have
+            them. What is not typed is as in the checkpoint's run.
     """
-    refuse_unknown(words, {name: value for name, value in flags.items() if name not in NETWORK_FLAGS})
-    if checkpoint is None or out is None:
-        raise UserError("expected --checkpoint FILE --out FILE")
-    if format not in FORMATS:
-        raise UserError(f"--format {format}: expected {' or '.join(FORMATS)}")
-    suffix, write = FORMATS[format]
-    source, path = Path(str(checkpoint)), Path(str(out))
-    if source.suffix in (PACKED, ONNX, PROGRAM):
-        raise UserError(f"--checkpoint {source}: already exported; expected a checkpoint such as model_best.pt")
-    if path.suffix != suffix or path.is_dir():
-        raise UserError(f"--out {path}: expected the name of a file that ends in {suffix}")
-    network, description, notes = restore(source, model=model, **flags)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(network, description, path)
+    wanted = FORMATS[format]
+    if checkpoint.suffix in [one.suffix for one in FORMATS.values()]:
+        raise UserError(f"--checkpoint {checkpoint}: already exported; expected a checkpoint such as model_best.pt")
+    if out.suffix != wanted.suffix:
+        raise UserError(f"--out {out}: expected the name of a file that ends in {wanted.suffix}")
+    network, description, notes = restore(checkpoint, model=model, **flags)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    wanted.write(network, description, out)
     for note in notes:
         print(note)
     floats = 4 * sum(parameter.numel() for parameter in network.parameters())
-    size = path.stat().st_size
-    print(f"{path}: {description.line()}; {size:,} bytes, {size / floats:.3f} of its parameters in float32")
-
-
-def refuse_unknown(words: tuple[Any, ...], unknown: dict[str, Any]) -> None:
-    """
-    Raises:
-        UserError: a command line has words or flags that its program does not know.
-    """
-    for word in (*words, *(f"--{name}" for name in unknown)):
-        raise UserError(f"unknown {word}; --help lists the flags")
+    size = out.stat().st_size
+    print(f"{out}: {description.line()}; {size:,} bytes, {size / floats:.3f} of its parameters in float32")
 
 
 if __name__ == "__main__":
-    run_tool(export)
+    run_tool(export, of_network)

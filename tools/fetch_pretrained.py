@@ -6,26 +6,27 @@ Nothing half-written is ever there: a file arrives in a folder of its own, is lo
 """
 
 import sys
-from collections.abc import Callable
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import fire  # noqa: E402
-from published import ledger, sources  # noqa: E402
-from published.arguments import need_address, need_booleans, refuse  # noqa: E402
-from published.arrivals import Arrivals  # noqa: E402
-from published.by_hand import contents  # noqa: E402
-from published.layout import TASKS, check, folder_of, is_weights, owner_of, place, safe_name, wanted  # noqa: E402
-from published.sources import Remote, transfer  # noqa: E402
-
-from common.config import recipes  # noqa: E402
-from common.config.tasks import Task  # noqa: E402
-from common.data.download import reason  # noqa: E402
-from common.errors import UserError  # noqa: E402
-from common.runs.cli import INTERRUPTED, run_cleanly  # noqa: E402
+from common.config import recipes
+from common.config.tasks import Task
+from common.data.download import reason
+from common.errors import UserError
+from common.flags import number, shown
+from common.runs.annotations import NewFolder, one_of
+from common.runs.cli import INTERRUPTED
+from common.runs.tool import run_tool
+from tools.published import ledger, sources
+from tools.published.arrivals import Arrivals
+from tools.published.by_hand import contents
+from tools.published.layout import TASKS, check, folder_of, is_weights, owner_of, place, safe_name, wanted
+from tools.published.sources import Remote, transfer
 
 STATES = {
     "missing": "missing",
@@ -35,15 +36,25 @@ STATES = {
 }
 
 
+def address(word: str) -> str:
+    if not word.startswith(("http://", "https://")):
+        raise ArgumentTypeError(f"expected an address such as http://host:8000, not {shown(word)}")
+    return word
+
+
+TaskName = Annotated[str, one_of(*TASKS)]
+Address = Annotated[str, address]
+Retries = Annotated[int, number(int, 0, 1000, "a whole number from 0 to 1000")]
+
+
 def download(
-    *words: Any,
-    task: str | None = None,
-    dest: str | None = None,
+    *,
+    task: TaskName | None = None,
+    dest: NewFolder | None = None,
     dry_run: bool = False,
-    base_url: str | None = None,
+    base_url: Address | None = None,
     replace: bool = False,
-    retries: int = 5,
-    **unknown: Any,
+    retries: Retries = 5,
 ) -> None:
     """Fetch the published weights of a task, or of all tasks. The same command continues an interrupted download.
 
@@ -55,11 +66,6 @@ def download(
         replace: replace files that are there but differ from the published ones.
         retries: how often a broken connection is taken up again, per file.
     """
-    refuse(words, unknown, download)
-    need_booleans(dry_run=dry_run, replace=replace)
-    need_address(base_url)
-    if not (isinstance(retries, int) and not isinstance(retries, bool) and retries >= 0):
-        raise UserError(f"--retries {retries}: expected a whole number, 0 or more")
     if not dry_run:
         sources.require_gdown()
 
@@ -73,7 +79,7 @@ def download(
         files = _listing(task, folder, base_url, retries)
         with Arrivals(task, folder, replace) as arrivals:
             for name, file in files.items():
-                arrivals.take(name, file.url, lambda path, url=file.url: transfer(url, path, retries), file.sha256)
+                arrivals.take(name, file.url, _bring(file.url, retries), file.sha256)
         if arrivals.refused:
             raise UserError(_by_hand(task, folder, arrivals.refused))
 
@@ -81,7 +87,7 @@ def download(
 
 
 def list_published(
-    *words: Any, task: str | None = None, dest: str | None = None, base_url: str | None = None, **unknown: Any
+    *, task: TaskName | None = None, dest: NewFolder | None = None, base_url: Address | None = None
 ) -> None:
     """List the weights in the published folders, and which of them are here.
 
@@ -90,8 +96,6 @@ def list_published(
         dest: compare with DEST/TASK (default: where the task's programs look).
         base_url: a mirror in place of Google Drive.
     """
-    refuse(words, unknown, list_published)
-    need_address(base_url)
     sources.require_gdown()
 
     def one(task: Task) -> None:
@@ -105,12 +109,7 @@ def list_published(
 
 
 def install(
-    source: Any = None,
-    *words: Any,
-    task: str | None = None,
-    dest: str | None = None,
-    replace: bool = False,
-    **unknown: Any,
+    source: Path, *, task: TaskName | None = None, dest: NewFolder | None = None, replace: bool = False
 ) -> None:
     """Put weights obtained by hand where the programs look: a folder, or the .zip that Google Drive makes of one.
 
@@ -120,12 +119,8 @@ def install(
         dest: put them into DEST/TASK (default: where the task's programs look).
         replace: replace files that are there already.
     """
-    refuse(words, unknown, install)
-    need_booleans(replace=replace)
-    if source is None:
-        raise UserError("expected a folder or a .zip, such as: install ~/Downloads/pretrained.zip --task resnet20")
     tasks = _tasks(task)
-    with contents(Path(str(source)).expanduser()) as files:
+    with _how_to_go_on(), contents(source.expanduser()) as files:
         found = [(file, owner_of(file.name, tasks)) for file in files if is_weights(file.name)]
         if not found:
             raise UserError(f"{source}: holds no weights; expected .pt, .pth or .tar files")
@@ -133,19 +128,18 @@ def install(
             with Arrivals(owner, folder_of(owner, _path(dest)), replace) as arrivals:
                 for file, (other, name) in found:
                     if other is owner:
-                        arrivals.take(name, Path(str(source)).name, file.copy, again=True)
+                        arrivals.take(name, source.name, file.copy, again=True)
             if arrivals.refused:
                 raise UserError("; ".join(f"{owner.name}: {name}: {why}" for name, why in arrivals.refused))
 
 
-def verify(*words: Any, task: str | None = None, dest: str | None = None, **unknown: Any) -> None:
+def verify(*, task: TaskName | None = None, dest: NewFolder | None = None) -> None:
     """Check the fetched files against the lock file, and that each still loads into its network.
 
     Args:
         task: one task (default: all).
         dest: look into DEST/TASK (default: where the task's programs look).
     """
-    refuse(words, unknown, verify)
 
     def one(task: Task) -> None:
         folder = folder_of(task, _path(dest))
@@ -178,14 +172,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def main() -> None:
-    words = sys.argv[1:]
-    asked_help = bool({"-h", "--help"} & set(words)) or not words
-    if words and not asked_help and words[0] not in COMMANDS:
-        raise UserError(f"{words[0]}: expected one of {', '.join(COMMANDS)}")
-    command = [word for word in words[:1] if word in COMMANDS]
+@contextmanager
+def _how_to_go_on() -> Iterator[None]:
+    """What an interrupt and a full disk leave, and what to type."""
     try:
-        fire.Fire(COMMANDS, command=[*command, "--", "--help"] if asked_help else words)
+        yield
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -194,13 +185,17 @@ def main() -> None:
         raise UserError(f"could not write{where}: {reason(error)}; make room, or choose another --dest") from None
 
 
+def _bring(url: str, retries: int) -> Callable[[Path], None]:
+    return lambda path: transfer(url, path, retries)
+
+
 def _listing(task: Task, folder: Path, base_url: str | None, retries: int) -> dict[str, Remote]:
     """The weights that a published folder lists, by what they are called here."""
     try:
         if base_url is None:
             files = sources.list_drive(recipes.PRETRAINED_LINKS[task.name])
         else:
-            files = sources.list_mirror(str(base_url), task.name, retries)
+            files = sources.list_mirror(base_url, task.name, retries)
         named = {place(task, file.path) or safe_name(file.path): file for file in files if is_weights(file.path)}
         if not named:
             raise UserError("the folder lists no weights")
@@ -220,28 +215,25 @@ def _by_hand(task: Task, folder: Path, refused: list[tuple[str, str]]) -> str:
 
 def _each(name: str | None, act: Callable[[Task], None]) -> None:
     """``act`` on every task asked for; one that fails does not keep the others from their turn."""
-    errors = []
+    errors: list[UserError] = []
     for task in _tasks(name):
         try:
-            act(task)
+            with _how_to_go_on():
+                act(task)
         except UserError as error:
             errors.append(error)
-    for error in errors[:-1]:
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+    for other in errors[:-1]:
+        print(f"{sys.argv[0]}: error: {other}", file=sys.stderr)
     if errors:
         raise errors[-1]
 
 
 def _tasks(name: str | None) -> list[Task]:
-    if name is None:
-        return list(TASKS.values())
-    if str(name) not in TASKS:
-        raise UserError(f"--task {name}: expected one of {', '.join(TASKS)}; without --task it is all of them")
-    return [TASKS[str(name)]]
+    return list(TASKS.values()) if name is None else [TASKS[name]]
 
 
-def _path(dest: Any) -> Path | None:
-    return None if dest is None else Path(str(dest)).expanduser().resolve()
+def _path(dest: Path | None) -> Path | None:
+    return None if dest is None else dest.expanduser().resolve()
 
 
 def _origin(task: Task, base_url: str | None) -> str:
@@ -249,4 +241,4 @@ def _origin(task: Task, base_url: str | None) -> str:
 
 
 if __name__ == "__main__":
-    run_cleanly(main, resumes=False)
+    run_tool(COMMANDS)

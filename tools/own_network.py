@@ -13,14 +13,31 @@ from common.data.folder_batches import FolderBatches
 from common.data.folders import read_domain
 from common.data.splits import partition
 from common.deploy import description, packed
-from common.runs.cli import run_tool
+from common.runs.annotations import Count, NewFolder
+from common.runs.tool import run_tool
 from common.vision import models
+from tools.arguments import Side
 
 
-def main(images: str = "", out: str = "results/own", epochs: int = 20, tuning: int = 6, img_size: int = 64) -> None:
-    """Train in float, convert to 4 bits, calibrate, fine-tune, save; with top-1 on held-out images on the way."""
-    folder, results = Path(str(images)).absolute(), Path(str(out))
-    found = read_domain(folder.parent, folder.name) if images else read_domain(office31.write("data/demo"), "webcam")
+def own_network(
+    *,
+    images: Path | None = None,
+    out: NewFolder = Path("results/own"),
+    epochs: Count = 20,
+    tuning: Count = 6,
+    img_size: Side = 64,
+) -> None:
+    """Train in float, convert to 4 bits, calibrate, fine-tune, save; with top-1 on held-out images on the way.
+
+    Args:
+        images: folder of class folders (default: a look of the demo's Office-31).
+        out: folder of the float weights and of the 4-bit file.
+        epochs: of the float network.
+        tuning: epochs at 4 bits.
+        img_size: side of the images.
+    """
+    folder = images.absolute() if images else office31.write("data/demo") / "webcam"
+    found = read_domain(folder.parent, folder.name)
     parts = partition(found)
     training = FolderBatches(image_list=parts.train, batch_size=32, img_size=img_size, train=True, drop_last=True)
     test = FolderBatches(image_list=parts.test, batch_size=32, img_size=img_size, train=False)
@@ -28,14 +45,14 @@ def main(images: str = "", out: str = "results/own", epochs: int = 20, tuning: i
     torch.manual_seed(0)
     network = models.resnet18(num_classes=len(found.classes))
     print(f"float: {top1} {accuracy(train(network, training, epochs, lr=0.05), test):.2f}")
-    results.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), results / "resnet18.pth")
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), out / "resnet18.pth")
     quantized = quantize_model(network, "ours", bitW=4, abitW=4)
     print(f"4 bits, converted: {top1} {accuracy(quantized, test):.2f}")
     print(f"4 bits, calibrated: {top1} {accuracy(calibrate.calibrate(quantized, training), test):.2f}")
     print(f"4 bits, fine-tuned: {top1} {accuracy(train(quantized, training, tuning, lr=0.01), test):.2f}")
     about = {"model": "torchvision:resnet18", "bitW": 4, "abitW": 4, "img_size": img_size, "demo": found.demo}
-    packed.save(quantized, description.describe(about, len(found.classes), found.classes), results / "q.safetensors")
+    packed.save(quantized, description.describe(about, len(found.classes), found.classes), out / "q.safetensors")
 
 
 def train(network: torch.nn.Module, batches: FolderBatches, epochs: int, lr: float) -> torch.nn.Module:
@@ -58,4 +75,4 @@ def accuracy(network: torch.nn.Module, batches: FolderBatches) -> float:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(own_network)

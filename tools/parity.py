@@ -13,24 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from evaluate import DATA_FLAGS, test_sets  # noqa: E402
-from export import refuse_unknown  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+from torch import Tensor, nn
 
-from common.deploy import packed  # noqa: E402
-from common.deploy.description import Description  # noqa: E402
-from common.deploy.files import PACKED, Classifier, FastLogits  # noqa: E402
-from common.deploy.graph import ClassLogits  # noqa: E402
-from common.deploy.integer.network import integer_network  # noqa: E402
-from common.deploy.onnx.export import onnx_model, open_session  # noqa: E402
-from common.deploy.program import exported_program  # noqa: E402
-from common.deploy.restore import NETWORK_FLAGS, restore  # noqa: E402
-from common.errors import UserError  # noqa: E402
-from common.measure.parity import (  # noqa: E402
+from common.deploy import packed
+from common.deploy.description import Description
+from common.deploy.files import Classifier, FastLogits
+from common.deploy.formats.packed import PACKED
+from common.deploy.graph import ClassLogits
+from common.deploy.integer.network import integer_network
+from common.deploy.onnx.export import onnx_model, open_session
+from common.deploy.program import exported_program
+from common.deploy.restore import restore
+from common.errors import UserError
+from common.measure.parity import (
     LayerParity,
     compare,
     compare_fast,
@@ -40,7 +38,10 @@ from common.measure.parity import (  # noqa: E402
     references,
     total,
 )
-from common.runs.cli import run_tool  # noqa: E402
+from common.runs.annotations import Natural
+from common.runs.tool import run_tool
+from tools.deployed.flags import divided, of_network_and_data
+from tools.deployed.test_sets import test_sets
 
 LARGE = 64  # side of an image from which on fewer are compared layer by layer
 
@@ -55,11 +56,11 @@ class Form:
 
 @torch.no_grad()
 def parity(
-    *words: Any,
-    checkpoint: str | None = None,
+    *,
+    checkpoint: Path,
     model: str | None = None,
-    images: int = 0,
-    layer_images: int = 0,
+    images: Natural = 0,
+    layer_images: Natural = 0,
     layers: bool = False,
     fast: bool = False,
     **flags: Any,
@@ -67,29 +68,26 @@ def parity(
     """Compare on the test set of the checkpoint's run, in a cross-domain task the target's.
 
     Args:
-        checkpoint: a model_best.pt or last.pt, or a published file. images: how many test images; 0: all.
+        checkpoint: a model_best.pt or last.pt, or a published file.
+        model: the network, for a checkpoint that does not record it.
+        images: how many test images; 0: all.
         layer_images: how many of them layer by layer; 0: 8 of up to 64 x 64 pixels, 2 of larger ones.
-        layers: also print every layer. model: the network, for a checkpoint that does not record it.
+        layers: also print every layer.
         fast: also the int8 path, compiled for this CPU, which takes up to minutes.
         flags: --demo --data_dir ... as tools/evaluate.py has them, --method --bitW ... as tools/export.py. What is not
             typed is as in the checkpoint's run.
     """
-    refuse_unknown(words, {name: value for name, value in flags.items() if name not in NETWORK_FLAGS + DATA_FLAGS})
-    if checkpoint is None:
-        raise UserError("expected --checkpoint FILE")
-    path = Path(str(checkpoint))
-    typed = {name: value for name, value in flags.items() if name in NETWORK_FLAGS}
-    network, description, notes = restore(path, model=model, **typed)
-    plain = Form(ClassLogits(network).eval(), [])
-    data = {"demo": description.demo} | {name: value for name, value in flags.items() if name in DATA_FLAGS}
-    sets, demo = test_sets(Classifier(path, "checkpoint", plain.logits, description, notes), data)
+    typed, wanted = divided(flags)
+    network, description, notes = restore(checkpoint, model=model, **typed)
+    plain = Classifier(checkpoint, "checkpoint", ClassLogits(network).eval(), description, notes)
+    sets, demo = test_sets(plain, {"demo": description.demo, **wanted})
     name, batches = next(iter(sets.items()))
-    print("\n".join([f"{path}: {description.line()}", *notes]))
+    print("\n".join([f"{checkpoint}: {description.line()}", *notes]))
 
-    count = int(layer_images) or (8 if description.image_shape[1] <= LARGE else 2)
+    count = layer_images or (8 if description.image_shape[1] <= LARGE else 2)
     sample = next(iter(batches))[0][:count].cpu()
     forms, absent = forms_of(network, description, sample, fast)
-    truth, logits = run_all(forms, batches, int(images))
+    truth, logits = run_all(forms, batches, images)
     print(f"{len(truth)} {demo}images of {name}; codes layer by layer on {len(sample)} of them\n")
     print("\n".join(table(forms, absent, truth, logits)))
     for form, its in forms.items() if layers else ():
@@ -108,7 +106,7 @@ def forms_of(
 
     def from_packed() -> Form:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"network{PACKED}"
+            path = Path(folder) / f"network{PACKED.suffix}"
             packed.save(network, description, path)
             loaded, _ = packed.load(path)
         return Form(ClassLogits(loaded).eval(), compare_unfed(loaded, sample, expected))
@@ -160,8 +158,8 @@ def run_all(forms: dict[str, Form], batches: Any, images: int) -> tuple[Tensor, 
 
 def table(forms: dict[str, Form], absent: dict[str, str], truth: Tensor, logits: dict[str, Tensor]) -> list[str]:
     """A row for each form, in Markdown; then why the other forms are not there."""
-    head = ("form", "top-1 (%)", "same class (%)", "largest logit difference")
-    head += ("codes that differ", "from float64", "not explained by float32")
+    head = ["form", "top-1 (%)", "same class (%)", "largest logit difference"]
+    head += ["codes that differ", "from float64", "not explained by float32"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     reference = logits["fake-quantized"]
     for name, own in logits.items():
@@ -180,4 +178,4 @@ def table(forms: dict[str, Form], absent: dict[str, str], truth: Tensor, logits:
 
 
 if __name__ == "__main__":
-    run_tool(parity)
+    run_tool(parity, of_network_and_data)

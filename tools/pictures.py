@@ -1,6 +1,6 @@
 """The pictures that the tools draw, each on a matplotlib axes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def learning_curves(axes: Axes, runs: dict[str, Sequence[dict[str, Any]]], split: str = "test") -> None:
+def learning_curves(axes: Axes, runs: Mapping[str, Sequence[dict[str, Any]]], split: str = "test") -> None:
     """Top-1 accuracy against the epoch, a line per run; ``runs`` maps a label to the rows of its metrics.jsonl."""
     for index, (label, rows) in enumerate(runs.items()):
         epochs = [row["epoch"] + 1 for row in rows]

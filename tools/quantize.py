@@ -6,49 +6,59 @@ The file holds the latent float weights beside their quantizers' state and is a 
 """
 
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+from torch import Tensor, nn
 
-from common.conversion import left_float  # noqa: E402
-from common.conversion.calibrate import calibrate  # noqa: E402
-from common.conversion.sensitivity import sensitivity as measure_sensitivity  # noqa: E402
-from common.data.folder_batches import FolderBatches  # noqa: E402
-from common.data.folders import ImageList, read_domain  # noqa: E402
-from common.data.seeding import generator  # noqa: E402
-from common.data.splits import partition  # noqa: E402
-from common.errors import UserError  # noqa: E402
-from common.measure import effective_bits  # noqa: E402
-from common.models import build_model  # noqa: E402
-from common.models.from_torchvision import PREFIX  # noqa: E402
-from common.quantizers.layers import QuantConv2d, Quantizer  # noqa: E402
-from common.runs import checkpoint  # noqa: E402
-from common.runs.cli import run_tool  # noqa: E402
+from common.conversion import left_float
+from common.conversion.calibrate import calibrate
+from common.conversion.sensitivity import sensitivity as measure_sensitivity
+from common.data.folder_batches import FolderBatches
+from common.data.folders import ImageList, read_domain
+from common.data.seeding import generator
+from common.data.splits import partition
+from common.errors import UserError
+from common.flags import shown
+from common.measure import effective_bits
+from common.models import build_model
+from common.models.from_torchvision import PREFIX
+from common.quantizers import METHODS
+from common.quantizers.layers import QuantConv2d, Quantizer
+from common.runs import checkpoint
+from common.runs.annotations import Count, NewFile, Seed, one_of
+from common.runs.tool import run_tool
+from tools.arguments import Batch, Bits, Side
 
 MEASURED = 2  # batches for the sensitivity, which runs them four times for each quantizer
+NONE = Path("none")  # in place of a file of weights
+
+
+def torchvision_name(word: str) -> str:
+    if not word.startswith(PREFIX):
+        raise ArgumentTypeError(f"expected {PREFIX}NAME, not {shown(word)}; your own: quantize_model in Python")
+    return word
 
 
 def quantize(
-    *words: Any,
-    model: str = "",
-    images: str = "",
-    out: str = "",
-    weights: str = "none",
-    method: str = "ours",
-    bitW: int = 4,
-    abitW: int = 4,
-    calibrate: int = 8,
+    *,
+    model: Annotated[str, torchvision_name],
+    images: Path,
+    out: NewFile,
+    weights: Path = NONE,
+    method: Annotated[str, one_of(*METHODS)] = "ours",
+    bitW: Bits = 4,
+    abitW: Bits = 4,
+    calibrate: Count = 8,
     sensitivity: bool = False,
-    batch_size: int = 32,
-    img_size: int = 224,
-    num_classes: int | None = None,
-    seed: int = 0,
-    **unknown: Any,
+    batch_size: Batch = 32,
+    img_size: Side = 224,
+    num_classes: Count | None = None,
+    seed: Seed = 0,
 ) -> None:
     """Convert a classifier, calibrate it on part of a folder of images and compare it with float on the rest.
 
@@ -67,30 +77,7 @@ def quantize(
         num_classes: outputs of the network (default: the number of class folders).
         seed: of random weights and of the choice of calibration images.
     """
-    if words or unknown:
-        raise UserError(f"{words[0] if words else '--' + next(iter(unknown))}: no such flag; --help lists them")
-    if not str(model).startswith(PREFIX):
-        raise UserError(f"--model {model}: expected {PREFIX}NAME; a network of your own: quantize_model in Python")
-    for flag, value, low in (
-        ("bitW", bitW, 1),
-        ("abitW", abitW, 1),
-        ("calibrate", calibrate, 1),
-        ("batch_size", batch_size, 2),
-        ("img_size", img_size, 1),
-        ("num_classes", 1 if num_classes is None else num_classes, 1),
-        ("seed", seed, 0),
-    ):
-        if type(value) is not int or value < low:
-            raise UserError(f"--{flag} {value}: expected a whole number, {low} or more")
-    if not isinstance(sensitivity, bool):
-        raise UserError(f"--sensitivity {sensitivity}: expected True, False or the flag alone")
-    for flag, word in (("images", images), ("out", out)):
-        if word == "":
-            raise UserError(f"--{flag}: missing; --help lists the flags")
-    target = Path(str(out))
-    if not target.parent.is_dir():
-        raise UserError(f"--out {target}: there is no folder {target.parent}; make it first")
-    folder = Path(str(images)).absolute()
+    folder = images.absolute()
     found = read_domain(folder.parent, folder.name)
     classes = num_classes or len(found.classes)
     if classes < len(found.classes):
@@ -98,24 +85,25 @@ def quantize(
     torch.manual_seed(seed)
     floating = build_model(model, num_classes=classes)
     network = build_model(model, method, bitW, abitW, num_classes=classes)
-    if weights == "none":
+    if weights == NONE:
         print("--weights none: random weights")
         network.load_state_dict(floating.state_dict(), strict=False)
     else:
-        for line in checkpoint.load_weights(floating, Path(str(weights)))[0].lines(Path(str(weights))):
+        for line in checkpoint.load_weights(floating, weights)[0].lines(weights):
             print(line)
-        checkpoint.load_weights(network, Path(str(weights)), method)
+        checkpoint.load_weights(network, weights, method)
     batches = run(network, floating, found, calibrate, batch_size, img_size, seed)
     config = {"model": model, "method": method, "bitW": bitW, "abitW": abitW, "num_classes": classes, "seed": seed}
     config |= {"img_size": img_size, "classes": list(found.classes), "demo": found.demo}
-    checkpoint.save({"state_dict_t": network.state_dict(), "config": config}, target)
-    print(f"wrote {target}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save({"state_dict_t": network.state_dict(), "config": config}, out)
+    print(f"wrote {out}")
     if sensitivity:
         print_sensitivity(network, batches[:MEASURED], "demo " if found.demo else "")
 
 
 def run(
-    network: nn.Module, floating: nn.Module, found: ImageList, count: int, size: int, side: int, seed: int
+    network: Any, floating: nn.Module, found: ImageList, count: int, size: int, side: int, seed: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Calibrate the network and print what was quantized and how it compares; the batches of the calibration."""
     parts = partition(found, seed=1)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common.config import recipes
 from common.config.options import Options
+from common.config.tasks import Task
 from common.errors import UserError
 
 PREFIXES = ("", "ours", "others", "apot_lsq")  # of the published folders
@@ -24,7 +25,7 @@ def default_job_dir(options: Options) -> Path:
     widths = options.quantization.bitW, options.quantization.abitW
     method = "float" if widths == (32, 32) else options.quantization.method
     other = options.task.cross and options.objective_name != options.task.objective
-    own = Path(file_of(options, width_name(*widths))).parent
+    own = Path(file_of(options.task, options.pair, width_name(*widths))).parent
     return runs_root(options) / method / own.with_name(own.name + (f"_{options.objective_name}" if other else ""))
 
 
@@ -32,12 +33,12 @@ def runs_root(options: Options) -> Path:
     return Path("experiment/demo" if options.data.demo else "experiment")
 
 
-def file_of(options: Options, bits_name: str) -> str:
+def file_of(task: Task, pair: tuple[str, str] | None, bits_name: str) -> str:
     """The published name of a task's file, e.g. res20_32bit/model_best.pt or dslr_webcam/dw_32bit/model_best.pt."""
-    if options.pair is None:
-        return f"{options.task.stem}_{bits_name}/model_best.pt"
-    source, target = options.pair
-    if options.task.data == "digits":
+    if pair is None:
+        return f"{task.stem}_{bits_name}/model_best.pt"
+    source, target = pair
+    if task.data == "digits":
         return f"{source}_{target}_{bits_name}/model_best.pt"
     return f"{source}_{target}/{source[0]}{target[0]}_{bits_name}/model_best.pt"
 
@@ -47,7 +48,7 @@ def name_files(options: Options) -> Options:
     start, run = options.start, options.run
     bits = recipes.pretrained_bits(options.task.name, options.quantization.bits)
     return options.replaced(
-        source_file=start.source_file or file_of(options, f"{bits}bit"),
+        source_file=start.source_file or file_of(options.task, options.pair, f"{bits}bit"),
         job_dir=run.job_dir or str(default_job_dir(options)),
     )
 

@@ -7,7 +7,6 @@ of the tables for the task, pair and bit-width, the task's own defaults, and the
 import argparse
 import dataclasses
 import difflib
-import json
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from common.flags import Flag, flags_of, shown, values_of
 from common.machine.acceleration import AccelerationOptions
 from common.machine.device import DeviceOptions
 from common.quantizers import METHODS
+from common.reading import read_json
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,12 @@ def all_flags(task: Task) -> dict[str, Flag]:
     return {name: flag for options in classes for name, flag in flags_of(options).items()}
 
 
+def flags_in_effect(task: Task, method: str) -> dict[str, Flag]:
+    """Those of a run of the task with this method and with the task's own objective."""
+    classes = [*group_classes(task).values(), METHODS[method].options, OBJECTIVES[task.objective].Options]
+    return {name: flag for options in classes for name, flag in flags_of(options).items()}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (.*)", message, re.DOTALL)
@@ -161,12 +167,12 @@ def read_recorded(given: Mapping[str, Any], known: Mapping[str, Flag], where: st
 def _read_config(path: str, task: Task, known: Mapping[str, Flag]) -> dict[str, Any]:
     where = f"--config {path}"
     try:
-        content = json.loads(Path(path).read_text())
-        options = dict(content["options"])
-    except FileNotFoundError:
-        raise UserError(f"{where}: there is no such file; expected the config.json of a job") from None
-    except (OSError, RecursionError, KeyError, TypeError, ValueError):
-        raise UserError(f"{where}: not the config.json of a job") from None
+        content = read_json(Path(path), "the config.json of a job")
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
+    options = content.get("options")
+    if not isinstance(options, dict):
+        raise UserError(f"{where}: not the config.json of a job")
     if content.get("task") != task.name:
         raise UserError(f"{where}: made by task {shown(content.get('task'))}, this is {task.name}")
     passed = {name: value for name, value in options.items() if name not in NOT_REPEATED}
@@ -224,7 +230,7 @@ def _widths(given: Mapping[str, Any], typed: Mapping[str, Any], task: Task) -> d
 
 def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: tuple[str, ...]) -> Options:
     if values["method"] not in METHODS:
-        raise UserError(f"--method {shown(values['method'])}: expected one of {', '.join(METHODS)}")
+        raise UserError(f"--method {values['method']}: expected one of {', '.join(METHODS)}")
     chosen = {"own": ("--method", values["method"])}
     if task.cross:
         values["adaptation"] = _adaptation(values, typed)
@@ -246,7 +252,7 @@ def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: t
 def _adaptation(values: Mapping[str, Any], typed: Collection[str]) -> str:
     name = values["adaptation"]
     if name not in OBJECTIVES:
-        raise UserError(f"--adaptation {shown(name)}: expected one of {', '.join(OBJECTIVES)}")
+        raise UserError(f"--adaptation {name}: expected one of {', '.join(OBJECTIVES)}")
     if not values["src_only_flag"]:
         return name
     if "adaptation" in typed and name != "source_only":

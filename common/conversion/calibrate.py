@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import UserError
-from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer
+from common.quantizers.layers import QuantConv2d, WeightQuantizer
+from common.quantizers.learned_scale import LearnedScale, scales_from_first_batch
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> nn.Module:
@@ -28,7 +29,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> nn.M
         UserError: no batch, or one of a single image.
     """
     images = image_batches(model, batches)
-    initialise_steps(model, images, *arguments)
+    _initialise_steps(model, images, arguments)
     estimate_statistics(model, images, *arguments)
     return model
 
@@ -42,8 +43,7 @@ def image_batches(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
     return images
 
 
-def initialise_steps(model: nn.Module, images: list[Tensor], *arguments: Any) -> None:
-    """Learned steps that have no value yet become the mean over the batches of their method's initial value."""
+def _initialise_steps(model: nn.Module, images: list[Tensor], arguments: tuple[Any, ...]) -> None:
     for module in model.modules():
         if isinstance(module, QuantConv2d):
             weights = module.weight_quantizer
@@ -109,8 +109,9 @@ def _run_on_batch_statistics(model: nn.Module, images: list[Tensor], arguments: 
         model.eval()
         for norm in _norms(model):
             norm.training = True
-        for batch in images:
-            model(batch, *arguments)
+        with scales_from_first_batch(model):
+            for batch in images:
+                model(batch, *arguments)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -45,7 +45,7 @@ def quantize_model(
         bitW, abitW: bits of weights and activations; 32 is float.
         inplace: share parameters and BatchNorm statistics with ``model`` instead of copying them.
         leaves: module classes to call as they are, where their forward cannot be traced.
-        options: further fields of ``Scheme``: act_range, levels, grad_approx, lam, lam2, stage.
+        options: further fields of ``Scheme``: act_range, levels, grad_approx, lam, lam2, stage; and the method's own.
     Returns:
         A torch.fx GraphModule, to be calibrated or trained.
     Raises:
@@ -56,20 +56,13 @@ def quantize_model(
     >>> network.get_submodule("0").weight_quantizer
     AlignWeight(bits=4)
     """
-    network = convert(model, _scheme(method, {"bitW": bitW, "abitW": abitW, **options}), inplace=inplace, leaves=leaves)
+    network = convert(model, make_scheme(method, bitW=bitW, abitW=abitW, **options), inplace=inplace, leaves=leaves)
     for module in network.modules():
         if isinstance(module, QuantConv2d) and isinstance(module.weight_quantizer, WeightQuantizer):
             module.weight_quantizer.initialise(module.weight.detach())
     if kept := left_float(network):
         warnings.warn(f"left float: {some_of(kept, 8)}", LeftFloat, stacklevel=2)
     return network
-
-
-def _scheme(method: str, options: dict[str, object]) -> Scheme:
-    known = [name for name in Scheme.__dataclass_fields__ if name != "method"]
-    if unknown := [name for name in options if name not in known]:
-        raise UserError(f"quantize_model: unknown option {unknown[0]}; expected some of {', '.join(known)}")
-    return make_scheme(method, **options)
 
 
 def left_float(network: fx.GraphModule) -> dict[str, str]:

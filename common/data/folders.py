@@ -21,6 +21,7 @@ from torch import Tensor
 
 from common.data.demo.folder import is_demo
 from common.errors import UserError
+from common.reading import ordinary
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 
@@ -62,7 +63,7 @@ class ImageList:
         Raises:
             UserError: the file is not an image, or is cut short.
         """
-        path = self.root / self.paths[index]
+        path = ordinary(self.root / self.paths[index], "a complete JPEG or PNG")
         try:
             with Image.open(path) as image:
                 resized = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)

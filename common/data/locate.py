@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 
-def data_folder(data_dir: str | None, repository: Path, holds: str) -> Path:
+
+def data_folder(data_dir: str | None, holds: str) -> Path:
     """The folder to read ``holds`` (a path inside it) from, or to put it into when none has it yet."""
     if data_dir is not None:
         return Path(data_dir)
-    candidates = [Path("data"), repository / "data"]
+    candidates = [Path("data"), REPOSITORY / "data"]
     return next((folder for folder in candidates if (folder / holds).exists()), candidates[-1])

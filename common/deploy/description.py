@@ -1,24 +1,40 @@
 """What a file says of its network, so that it can be built, fed and evaluated without the run it comes from."""
 
+import argparse
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
+from common.config.groups import Quantization, Run
+from common.config.options import read_recorded
 from common.data import digits, office31
 from common.data.demo import cifar10 as demo_cifar10
+from common.data.kinds import DATA
 from common.errors import UserError
-from common.flags import flags_of
+from common.flags import Flag, flag, flags_of, number, shown, switch, word
 from common.models import NETWORKS, build_model, known_network
 from common.models.table import of_photographs
 from common.quantizers import METHODS
+from common.reading import reason
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MOST_CLASSES, MOST_SIDE = 1_000_000, 8192
 NO_TASK = "none"  # of torchvision's networks, which tell apart the class folders of a user
 SCHEME = {"method": "ours", "bitW": 32, "abitW": 32, "act_range": 2.0, "levels": "exact", "stage": "plain"}
-DATA = ("demo", "src_data", "tgt_data", "train_split", "split_seed", "img_size")  # of the run, as far as it has them
+DATA_FLAGS = (
+    "demo",
+    "src_data",
+    "tgt_data",
+    "train_split",
+    "split_seed",
+    "img_size",
+)  # where the run has them
+
+side = number(int, 1, MOST_SIDE, f"a side of 1 to {MOST_SIDE} pixels")
 
 
 @dataclass(frozen=True)
@@ -83,14 +99,53 @@ class Description:
             entry = known_network(str(content.model))
             tasks = {NO_TASK} if entry is None else {one.task for one in NETWORKS.values() if one.data == entry.data}
             if content.task not in tasks:
-                raise ValueError(f"network {content.model} with task {content.task}")
-            mean, std = content.preprocessing["mean"], content.preprocessing["std"]
-            numbers = [content.preprocessing["resize"], content.preprocessing["crop"], *mean, *std]
-            if not (len(mean) == len(std) == 3 and all(number > 0 for number in numbers)):
-                raise ValueError("its preprocessing")
-            return cls(**{**asdict(content), "classes": tuple(map(str, content.classes))})
-        except (AttributeError, KeyError, TypeError, UserError) as error:
-            raise ValueError(str(error)) from None
+                raise ValueError(f"network {content.model} with task {shown(content.task)}")
+            classes = tuple(word(name) for name in content.classes)
+            return cls(
+                content.model,
+                read_recorded(content.scheme, scheme_flags(str(content.scheme["method"])), "scheme"),
+                read_recorded(content.arguments, flags_of(_Arguments), "arguments"),
+                content.task,
+                classes,
+                _checked(content.preprocessing),
+                read_recorded(content.data, data_flags(), "data"),
+            )
+        except (argparse.ArgumentTypeError, AttributeError, KeyError, RecursionError, TypeError, UserError) as error:
+            raise ValueError(reason(error)) from None
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """Those of ``build_model`` beside the scheme."""
+
+    num_classes: int = flag(10, number(int, 1, MOST_CLASSES, f"a whole number from 1 to {MOST_CLASSES}"))
+    img_size: int = flag(224, side)
+    quant_shortcut: bool = switch(False, "")
+
+
+def scheme_flags(method: str) -> dict[str, Flag]:
+    """What a file says of a network's quantizers, by name."""
+    if method not in METHODS:
+        raise UserError(f"method {shown(method)}: expected one of {', '.join(METHODS)}")
+    quantization = flags_of(Quantization)
+    return {name: quantization[name] for name in SCHEME} | flags_of(METHODS[method].options)
+
+
+def data_flags() -> dict[str, Flag]:
+    """What a file says of its run's data, by name; "seed" is that of files from before --split_seed."""
+    known = {name: one for kind in DATA.values() for name, one in flags_of(kind.Options).items()}
+    return {name: known[name] for name in DATA_FLAGS} | {"seed": flags_of(Run)["seed"]}
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preprocessing whose sizes a machine can hold and whose numbers are numbers."""
+    resize, crop = (side(str(given[name])) for name in ("resize", "crop"))
+    mean, std = ([float(value) for value in given[name]] for name in ("mean", "std"))
+    if not (crop <= resize and len(mean) == len(std) == 3 and all(math.isfinite(one) for one in mean + std)):
+        raise UserError("its preprocessing")
+    if not all(one > 0 for one in std):
+        raise UserError("its preprocessing divides by zero")
+    return {"resize": resize, "crop": crop, "mean": mean, "std": std}
 
 
 def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ...] = ()) -> Description:
@@ -127,5 +182,7 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
         task=task,
         classes=names,
         preprocessing={**asdict(preprocessing), "mean": list(preprocessing.mean), "std": list(preprocessing.std)},
-        data={name: value for name in DATA if (value := {**config, "split_seed": split_seed}.get(name)) is not None},
+        data={
+            name: value for name in DATA_FLAGS if (value := {**config, "split_seed": split_seed}.get(name)) is not None
+        },
     )

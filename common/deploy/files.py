@@ -1,6 +1,5 @@
-"""Any file of a network as a classifier: a checkpoint, a packed file or an ONNX file."""
+"""Any file of a network as a classifier: a checkpoint, or a file of one of the formats."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.deploy import packed
 from common.deploy.description import Description
-from common.deploy.extras import need
-from common.deploy.onnx.export import open_session
+from common.deploy.formats import FORMATS
+from common.deploy.formats.base import Logits
 from common.deploy.restore import restore
 from common.errors import UserError
 from common.models import class_logits
-
-PACKED, ONNX, PROGRAM = ".safetensors", ".onnx", ".pt2"
 
 
 @dataclass(frozen=True)
@@ -25,12 +21,12 @@ class Classifier:
 
     Attributes:
         logits: (B, 3, H, W) float32, normalised, to (B, num_classes) class logits on the CPU.
-        form: "checkpoint", "packed" or "onnx". notes: lines to tell the user.
+        form: "checkpoint" or the name of a format. notes: lines to tell the user.
     """
 
     path: Path
     form: str
-    logits: Callable[[Tensor], Tensor]
+    logits: Logits
     description: Description
     notes: list[str]
 
@@ -39,34 +35,35 @@ class Classifier:
 
 
 def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False, **typed: Any) -> Classifier:
-    """Read a file by its suffix: .safetensors, .onnx, and anything else as a checkpoint.
+    """Read a file by its suffix: that of a format, and anything else as a checkpoint.
 
     Args:
-        device: where a checkpoint or a packed network computes; onnxruntime takes the CPU.
-        fast: compile a checkpoint or a packed network to the int8 layers of common.deploy.integer.fast, on the CPU; the
-            first batch waits for that, and none may be larger.
+        device: where a network computes; engines of their own take the CPU.
+        fast: compile the network to the int8 layers of common.deploy.integer.fast, on the CPU; the first batch waits
+            for that, and none may be larger.
         typed: flags for a checkpoint, as ``restore`` takes them.
     Raises:
-        UserError: the file cannot be read, what reads it is not installed, the fast path does not know it, or it is a
-            .pt2: reading one may run what it holds.
+        UserError: the file cannot be read, what reads it is not installed, the fast path does not know it, or its
+            format is never opened.
     """
-    if path.suffix == PROGRAM:
-        raise UserError(
-            f"{path}: a program of torch.export, which may run what it holds when it is loaded, so it is not opened "
-            "here; expected a checkpoint, a .safetensors or a .onnx file"
-        )
-    if path.suffix == ONNX:
-        if fast:
-            raise UserError(f"{path}: --fast compiles a checkpoint or a packed file; onnxruntime runs an ONNX file")
-        return _open_onnx(path)
+    found = next((one for one in FORMATS.values() if one.suffix == path.suffix), None)
     notes: list[str] = []
-    if path.suffix == PACKED:
-        form, (network, description) = "packed", packed.load(path)
+    computes: nn.Module | Logits
+    if found is None:
+        form, (computes, description, notes) = "checkpoint", restore(path, **typed)
+    elif found.read is None:
+        readable = [one.suffix for one in FORMATS.values() if one.read is not None]
+        raise UserError(f"{path}: {found.why_not}; expected a checkpoint, or a file such as {', '.join(readable)}")
+    elif fast and found.engine:
+        raise UserError(
+            f"{path}: --fast compiles a checkpoint or a packed file; {found.engine} runs an {found.name} file"
+        )
     else:
-        form, (network, description, notes) = "checkpoint", restore(path, **typed)
-    if fast:
-        return Classifier(path, f"{form}, fast", FastLogits(network), description, notes)
-    return Classifier(path, form, _logits(network, device), description, notes)
+        form, (computes, description) = found.name, found.read(path)
+    if fast and isinstance(computes, nn.Module):
+        return Classifier(path, f"{form}, fast", FastLogits(computes), description, notes)
+    logits = _logits(computes, device) if isinstance(computes, nn.Module) else computes
+    return Classifier(path, form, logits, description, notes)
 
 
 class FastLogits:
@@ -92,7 +89,7 @@ class FastLogits:
         return self.compiled(filled)[: len(images)]
 
 
-def _logits(network: nn.Module, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def _logits(network: nn.Module, device: torch.device | str) -> Logits:
     network.to(device)
 
     def logits(images: Tensor) -> Tensor:
@@ -100,25 +97,3 @@ def _logits(network: nn.Module, device: torch.device | str) -> Callable[[Tensor]
             return class_logits(network, images.to(device)).float().cpu()
 
     return logits
-
-
-def _open_onnx(path: Path) -> Classifier:
-    """Its first output are class logits; its metadata have the description under "network"."""
-    need("onnxruntime")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; expected an ONNX file")
-    try:
-        session = open_session(str(path))
-        description = Description.from_json(session.get_modelmeta().custom_metadata_map["network"])
-    except KeyError:
-        raise UserError(f"{path}: an ONNX file without a description; expected one of tools/export.py") from None
-    except Exception as error:  # onnxruntime's errors share no narrower base
-        raise UserError(f"{path}: not an ONNX file of this program ({error})") from None
-    name = session.get_inputs()[0].name
-    return Classifier(
-        path,
-        "onnx",
-        lambda images: torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0]),
-        description,
-        [],
-    )

@@ -1,11 +1,14 @@
 """A trained network as a graph from images to class logits, which the exporters rewrite."""
 
 import copy
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from common.errors import UserError
 from common.quantizers.layers import QuantConv2d, Quantizer
 
 CLASSIFIERS = ("classifier", "class_classifier")
@@ -33,18 +36,39 @@ class _Tracer(fx.Tracer):
 
 
 def trace(network: nn.Module) -> fx.GraphModule:
-    """A copy of the network in evaluation mode as a graph whose nodes are layers; names are the network's own."""
+    """A copy of the network in evaluation mode as a graph whose nodes are layers; names are the network's own.
+
+    Raises:
+        UserError: torch.fx cannot trace it.
+    """
     root = ClassLogits(copy.deepcopy(network).cpu().eval())
     for parameter in root.parameters():
         parameter.requires_grad_(False)
-    graph = _Tracer().trace(root)
+    try:
+        graph = _Tracer().trace(root)
+    except Exception as error:  # a user's forward run on stand-ins fails in whatever way its code says
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{type(network).__name__}: torch.fx cannot trace its forward ({reason})") from error
     prefix = "network."
-    layers: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for node in graph.nodes:
-        if node.op == "call_module":
-            layers[node.target.removeprefix(prefix)] = root.get_submodule(node.target)
+        if node.op in ("call_module", "get_attr"):
+            parts[node.target.removeprefix(prefix)] = operator.attrgetter(node.target)(root)
             node.target = node.target.removeprefix(prefix)
-    return fx.GraphModule(layers, graph, "Deployed").eval()
+    return fx.GraphModule(parts, graph, "Deployed").eval()
+
+
+def refuse_unset(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """
+    Raises:
+        UserError: a quantizer whose learned scale was never set, so that the network is not determined yet.
+    """
+    for name, module in modules:
+        if isinstance(module, Quantizer) and not module.initialised:
+            raise UserError(
+                f"the learned scale of {name} was never set, so the network is not determined yet; expected a "
+                "checkpoint trained with this method at these bits"
+            )
 
 
 def batch_norm_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.deploy.activations import settled_scale
-from common.deploy.graph import trace
-from common.quantizers.layers import LearnedScale, QuantConv2d
+from common.deploy.graph import refuse_unset, trace
+from common.quantizers.layers import QuantConv2d
 from common.writing import write_whole
 
 
@@ -23,9 +22,7 @@ def exported_program(network: nn.Module, image_shape: tuple[int, int, int]) -> t
         UserError: learned scales were never set.
     """
     graph = trace(network)
-    for name, layer in graph.named_modules():
-        if isinstance(layer, LearnedScale):
-            settled_scale(layer, name)
+    refuse_unset(graph.named_modules())
     for layer in graph.modules():
         if isinstance(layer, QuantConv2d):
             layer.weight.copy_(layer.weight_quantizer(layer.weight))

@@ -8,8 +8,7 @@ from typing import Any
 from torch import nn
 
 from common.config.groups import Backbone, Quantization
-from common.data.kinds import DATA
-from common.deploy.description import Description, describe
+from common.deploy.description import Description, data_flags, describe
 from common.errors import UserError
 from common.flags import Flag, flags_of
 from common.models import known_network
@@ -67,8 +66,8 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
 def _flags() -> dict[str, Flag]:
     """What a recorded configuration says of network and data, by name."""
     own = [method.options for method in METHODS.values()]
-    classes = [Quantization, Backbone, *(kind.Options for kind in DATA.values()), *own]
-    return {name: flag for options in classes for name, flag in flags_of(options).items()}
+    found = {name: flag for options in (Quantization, Backbone, *own) for name, flag in flags_of(options).items()}
+    return data_flags() | found
 
 
 def _read(recorded: Mapping[Any, Any], where: str) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def _read(recorded: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """
     known = _flags()
     found = {name: known[name].value(value, where) for name, value in recorded.items() if name in known}
-    return found | {name: recorded[name] for name in ("task", "seed", "num_classes", "classes") if name in recorded}
+    return found | {name: recorded[name] for name in ("task", "num_classes", "classes") if name in recorded}
 
 
 def _of_no_task(config: Mapping[str, Any], path: Path) -> Description:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from common.adaptation import Objective
 from common.config.options import Options
-from common.conversion.calibrate import initialise_steps
 from common.data.kinds import Batching, RunData, cyclic
 from common.engine.evaluation import evaluate
 from common.engine.meters import FiniteWatch, Pace, Sums, precision, progress_bar
@@ -19,6 +18,8 @@ from common.engine.schedule import learning_rate_factor, parameter_groups, set_l
 from common.machine import distributed
 from common.machine.acceleration import Acceleration
 from common.measure import feature_map
+from common.quantizers.learned_scale import scales_from_first_batch
+from common.runs import checkpoint
 from common.runs.job import FEATURES_BEFORE, Job
 
 Best = dict[str, Any]  # epoch, what it was judged by, and the means of every test set at it
@@ -60,10 +61,10 @@ class Trainer:
         return torch.optim.SGD(groups, training.lr, training.momentum, fused=fused)
 
     def _continue(self, content: dict[str, Any]) -> None:
-        self.network.load_state_dict(content["state_dict_t"])
+        checkpoint.continue_from(self.network, content["state_dict_t"], "the network")
         if self.objective.heads is not None:
-            self.objective.heads.load_state_dict(content["heads"])
-        self.optimizer.load_state_dict(content["optimizer_t"])
+            checkpoint.continue_from(self.objective.heads, content.get("heads"), "the objective's own layers")
+        checkpoint.continue_optimizer(self.optimizer, content["optimizer_t"])
         if self.crp is not None:
             states = [content.get("crp", {}), *content.get("crp_others", [])]  # by process
             self.crp.load_state_dict(states[distributed.rank() if distributed.rank() < len(states) else 0])
@@ -89,10 +90,9 @@ class Trainer:
     def _draw_features_before(self) -> None:
         if not (self.job.writes and self.options.task.cross):
             return
-        network = copy.deepcopy(self.network)  # so that learned steps still wait for the first training batch
-        reversal = (0.0,) if hasattr(network, "discriminate") else ()
-        initialise_steps(network, [next(iter(self.data.test["source"]))[0]], *reversal)
-        feature_map.save(feature_map.collect(network, self.data.test), self.job.folder / FEATURES_BEFORE)
+        network = copy.deepcopy(self.network)  # whose learned scales wait for a training batch
+        with scales_from_first_batch(network):
+            feature_map.save(feature_map.collect(network, self.data.test), self.job.folder / FEATURES_BEFORE)
 
     def _judge(self, row: dict[str, Any], epoch: int) -> bool:
         """Whether this epoch is the best by --select; peaks of every set are kept too."""

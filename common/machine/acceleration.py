@@ -61,7 +61,9 @@ class Acceleration:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = convolutions(model)
         self._quantized = [module for module in model.modules() if isinstance(module, QuantConv2d)]
-        self._uninitialised = [m for m in model.modules() if isinstance(m, Quantizer) and not m.initialised]
+        quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+        self._uninitialised = [module for module in quantizers if not module.initialised]
+        self._made_up = [p for module in quantizers if not module.follows_loss for p in module.parameters()]
         settings: dict[str, Any] = {"options": INDUCTOR} if backend == "inductor" else {}
         self._compiled: Any = None
         if options.compile:
@@ -91,6 +93,9 @@ class Acceleration:
         """Backward pass and optimizer step; under fp16 with the loss scaled, and skipped where a gradient overflows."""
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        for parameter in self._made_up if self.scaler.is_enabled() else ():
+            if parameter.grad is not None:  # unscaling, which the step begins with, takes this back
+                parameter.grad = self.scaler.scale(parameter.grad)
         self.scaler.step(optimizer)
         self.scaler.update()
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from common.deploy.activations import codes_of, has_codes
 from common.deploy.extras import need
-from common.deploy.graph import trace
+from common.deploy.graph import refuse_unset, trace
 from common.deploy.integer.network import integer_network
 from common.deploy.integer.thresholds import Thresholds
 from common.deploy.onnx.export import open_session
@@ -77,7 +76,7 @@ def quantized_values(source: nn.Module, images: Tensor) -> dict[str, Tensor]:
     def watch(name: str, layer: nn.Module, out: Tensor) -> None:
         values[name] = out.clone()  # a ReLU behind it may work in place
 
-    run_watched(source, images, has_codes, watch)
+    run_watched(source, images, lambda layer: isinstance(layer, QuantAct) and layer.has_codes, watch)
     return values
 
 
@@ -85,8 +84,9 @@ def quantized_values(source: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def references(network: nn.Module, images: Tensor) -> dict[str, Reference]:
     """Of every activation quantizer by name, in order; images (B, C, H, W), normalised."""
     source = trace(network)
+    refuse_unset(source.named_modules())
     values = quantized_values(source, images)
-    codes = {name: codes_of(act_of(source, name), out) for name, out in values.items()}
+    codes = {name: act_of(source, name).codes(out) for name, out in values.items()}
     found = {}
     for name, bounded in bounded_positions(source, images, codes).items():
         distance = (bounded.value - bounded.value.floor() - 0.5).abs()
@@ -128,7 +128,7 @@ def compare_unfed(network: nn.Module, images: Tensor, expected: dict[str, Refere
     """Another network with the same quantizers, from the images on: for forms that must be exact."""
     source = trace(network)
     values = quantized_values(source, images)
-    return [compare(name, codes_of(act_of(source, name), out), expected[name]) for name, out in values.items()]
+    return [compare(name, act_of(source, name).codes(out), expected[name]) for name, out in values.items()]
 
 
 @torch.no_grad()
@@ -136,16 +136,16 @@ def compare_integer(network: nn.Module, images: Tensor, expected: dict[str, Refe
     """The integer form, every layer of it fed with the fake-quantized network's codes.
 
     Args:
-        network: of "ours". expected: ``references(network, images)``.
+        expected: ``references(network, images)``.
     Returns:
         One entry per activation quantizer, in order.
     """
     rows = []
 
     def watch(name: str, layer: Any, out: Tensor) -> Tensor:
-        n = 2**layer.bits - 1
-        rows.append(compare(name, (out + n) // 2, expected[name]))
-        return 2 * expected[name].codes - n  # what the next layers are given
+        codes = torch.searchsorted(layer.integers, out.contiguous(), out_int32=True) + layer.low
+        rows.append(compare(name, codes, expected[name]))
+        return layer.integers[expected[name].codes - layer.low]  # what the next layers are given
 
     run_watched(integer_network(network), images, lambda layer: isinstance(layer, Thresholds), watch)
     return rows
@@ -173,7 +173,7 @@ def compare_onnx(network: nn.Module, model: Any, images: Tensor, expected: dict[
     session = open_session(cut.SerializeToString())
     outputs = session.run(["logits", *expected], {"images": images.numpy(), **given})[1:]
     return [
-        compare(name, codes_of(act_of(source, name), torch.from_numpy(out)), expected[name])
+        compare(name, act_of(source, name).codes(torch.from_numpy(out)), expected[name])
         for name, out in zip(expected, outputs, strict=True)
     ]
 

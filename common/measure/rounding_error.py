@@ -17,19 +17,20 @@ different codes for the same input codes, a threshold lies within the bound of t
 """
 
 import math
-import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from common.deploy import activations
 from common.deploy.graph import batch_norm_scale_shift
-from common.deploy.packed.packing import codes_of, from_codes, levels_of
-from common.quantizers.layers import QuantAct, QuantConv2d, WeightQuantizer
+from common.deploy.operations import Operation, operations
+from common.deploy.packed.packing import from_codes
+from common.errors import UserError
+from common.quantizers.layers import QuantAct, WeightQuantizer
 
+FORM = "the bound of rounding errors"
 UNIT = 2.0**-24
 LAMBDA = 8.0
 FOLDED = 16  # roundings of a weight that BatchNorm is folded into, counted as terms of the sum
@@ -58,67 +59,55 @@ def bounded_positions(source: fx.GraphModule, images: Tensor, codes: dict[str, T
 def weight_in_float64(conv: nn.Conv2d) -> tuple[Tensor, float]:
     """The weight that the float32 weight is the rounded value of, and by how much that may be off."""
     quantizer = getattr(conv, "weight_quantizer", None)
-    if not isinstance(quantizer, WeightQuantizer) or quantizer.bits > 8:
+    if not isinstance(quantizer, WeightQuantizer) or not quantizer.has_codes:
         weight = conv.weight if quantizer is None else quantizer(conv.weight)
         return weight.double(), 0.0
-    codes, scales = codes_of(quantizer, conv.weight, levels_of(quantizer))
-    weight = from_codes(codes, scales.double(), levels_of(quantizer, torch.float64))
+    codes, scales = quantizer.codes(conv.weight), quantizer.scales(conv.weight).double()
+    weight = from_codes(codes, scales, quantizer.levels(torch.float64))
     return weight, 3 * UNIT * float(weight.abs().max())
 
 
-class _Bounds(fx.Interpreter):
-    """Values are ``Bounded``, and ``None`` behind the last quantizer, where nobody asks any more."""
+class _Bounds:
+    """Walks the graph. Behind an operation whose errors are not known, a value is the name of that operation."""
 
     def __init__(self, source: fx.GraphModule, codes: dict[str, Tensor]) -> None:
-        super().__init__(source)
-        self.codes = codes
+        self.source, self.codes = source, codes
         self.found: dict[str, Bounded] = {}
+        self.rules: dict[str, Callable[..., Bounded]] = {
+            "convolution": self.convolution,
+            "batch_norm": batch_norm,
+            "quantizer": self.quantizer,
+            "identity": same_for_both,
+            "relu": lambda operation, x: Bounded(x.value.relu(), x.error),
+            "relu6": lambda operation, x: Bounded(x.value.clamp(0, 6), x.error),
+            "add": added,
+            "concatenate": same_for_both,
+            "max_pool": same_for_both,
+            "average_pool": averaged,
+            "adaptive_average_pool": averaged,
+            "mean": averaged,
+            "flatten": same_for_both,
+            "expand": same_for_both,
+        }
 
-    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Bounded:
-        images = super().placeholder(target, args, kwargs).double()
-        return Bounded(images, torch.zeros_like(images))
+    def run(self, images: Tensor) -> None:
+        values: dict[Any, Bounded | str] = {}
+        for operation in operations(self.source):
+            inputs = [values.get(one, one) for one in operation.inputs]
+            lost = [one for one in inputs if isinstance(one, str)]
+            if operation.kind == "input":
+                values[operation.node] = Bounded(images.double(), torch.zeros_like(images, dtype=torch.float64))
+            elif lost and (operation.name in self.codes or f"{operation.name}.input_quantizer" in self.codes):
+                raise operation.refuse(f"no bound of rounding errors is known behind {lost[0]}")
+            elif lost or not self.knows(operation):
+                values[operation.node] = lost[0] if lost else operation.name
+            else:
+                values[operation.node] = self.rules[operation.kind](operation, *inputs)
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Bounded | None:
-        layer, x = self.fetch_attr(target), args[0]
-        if x is None or isinstance(layer, nn.Linear | nn.BatchNorm1d):
-            return None
-        match layer:
-            case nn.Conv2d():
-                return self.convolution(target, layer, x)
-            case nn.BatchNorm2d():
-                return batch_norm(layer, x)
-            case QuantAct() if target in self.codes:
-                return self.quantizer(target, layer, x)
-            case nn.ReLU():
-                return Bounded(x.value.relu(), x.error)
-            case nn.AvgPool2d():
-                return averaged(layer, x)
-        return Bounded(layer(x.value), layer(x.error))
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Bounded | None:
-        if target in (F.relu, torch.relu):
-            return Bounded(args[0].value.relu(), args[0].error)
-        if target in (operator.add, torch.add):
-            value = args[0].value + args[1].value
-            return Bounded(value, args[0].error + args[1].error + UNIT * value.abs())
-        if target is torch.cat:
-            return Bounded(*(torch.cat([getattr(x, part) for x in args[0]], args[1]) for part in ("value", "error")))
-        if target is F.avg_pool2d:
-            return averaged(nn.AvgPool2d(*args[1:], **kwargs), args[0])
-        return Bounded(target(args[0].value, *args[1:], **kwargs), target(args[0].error, *args[1:], **kwargs))
-
-    def call_method(self, target: Any, args: Any, kwargs: Any) -> Bounded | None:
-        if target != "expand":
-            return None  # the mean over pixels and flattening lead to the classifier
-        return Bounded(*(getattr(part, target)(*args[1:], **kwargs) for part in (args[0].value, args[0].error)))
-
-    def output(self, target: Any, args: Any, kwargs: Any) -> None:
-        return None
-
-    def convolution(self, name: str, conv: nn.Conv2d, x: Bounded) -> Bounded:
-        own = f"{name}.input_quantizer"
-        if isinstance(conv, QuantConv2d) and own in self.codes:
-            x = self.quantizer(own, conv.input_quantizer, x)
+    def convolution(self, operation: Operation, x: Bounded) -> Bounded:
+        conv, own = operation.layer, f"{operation.name}.input_quantizer"
+        if own in self.codes:
+            x = self.quantized(own, conv.input_quantizer, x)
         weight, off = weight_in_float64(conv)
         growth = LAMBDA * math.sqrt(weight[0].numel() + FOLDED) * UNIT
 
@@ -128,23 +117,57 @@ class _Bounds(fx.Interpreter):
         error = convolve(x.error, weight.abs()) + convolve(x.value.abs(), weight.abs() * growth + off)
         return Bounded(convolve(x.value, weight, None if conv.bias is None else conv.bias.double()), error)
 
-    def quantizer(self, name: str, act: Any, x: Bounded) -> Bounded:
-        at = activations.position(act, x.value)
+    def knows(self, operation: Operation) -> bool:
+        return operation.kind in self.rules and (operation.kind != "quantizer" or operation.name in self.codes)
+
+    def quantizer(self, operation: Operation, x: Bounded) -> Bounded:
+        return self.quantized(operation.name, operation.layer, x)
+
+    def quantized(self, name: str, act: QuantAct, x: Bounded) -> Bounded:
+        if name in self.found:
+            raise UserError(f"{name}: used more than once; codes are compared where every quantizer has one use")
+        at = act.position(x.value)
         error = x.error + 4 * UNIT * x.value.abs()
-        above, below = (activations.position(act, x.value + sign * error) for sign in (1, -1))
+        above, below = (act.position(x.value + sign * error) for sign in (1, -1))
         self.found[name] = Bounded(at, torch.maximum(above - at, at - below) + 8 * UNIT * 2**act.bits)
-        levels = activations.levels_of(act, self.codes[name])
+        levels = act.levels(self.codes[name])
         return Bounded(levels, torch.full_like(levels, 3 * UNIT * float(levels.abs().max())))
 
 
-def batch_norm(bn: nn.BatchNorm2d, x: Bounded) -> Bounded:
-    scale, shift = (part.view(-1, 1, 1) for part in batch_norm_scale_shift(bn))
-    bias = bn.bias.double().view(-1, 1, 1) if bn.affine else torch.zeros(())
+def batch_norm(operation: Operation, x: Bounded) -> Bounded:
+    bn = operation.layer
+    shape = (-1,) + (1,) * (x.value.dim() - 2)
+    scale, shift = (part.view(shape) for part in batch_norm_scale_shift(bn))
+    bias = bn.bias.double().view(shape) if bn.affine else torch.zeros(())
     value = x.value * scale + shift
     rounded = (x.value * scale).abs() + (shift - bias).abs() + bias.abs()
     return Bounded(value, scale.abs() * x.error + 8 * UNIT * rounded)
 
 
-def averaged(pool: nn.AvgPool2d, x: Bounded) -> Bounded:
-    count: Any = pool.kernel_size
-    return Bounded(pool(x.value), pool(x.error) + (count * count + 1) * UNIT * pool(x.value.abs()))
+def added(operation: Operation, *terms: Bounded | float) -> Bounded:
+    operation.require(FORM, alpha=1)
+    one, other = (
+        term if isinstance(term, Bounded) else Bounded(torch.tensor(term).double(), torch.tensor(UNIT * abs(term)))
+        for term in terms
+    )
+    value = one.value + other.value
+    return Bounded(value, one.error + other.error + UNIT * value.abs())
+
+
+def averaged(operation: Operation, x: Bounded) -> Bounded:
+    value, error, size = (operation.compute(part) for part in (x.value, x.error, x.value.abs()))
+    if operation.kind == "average_pool":
+        count = math.prod(operation.pair("kernel_size"))
+    elif operation.kind == "mean":
+        operation.require(FORM, dtype=None)
+        count = x.value.numel() // value.numel()
+    else:  # windows of uneven size overlap by a row and a column
+        sides = zip(x.value.shape[2:], value.shape[2:], strict=True)
+        count = math.prod(-(-side // windows) + (side % windows > 0) for side, windows in sides)
+    return Bounded(value, error.abs() + (count + 1) * UNIT * size.abs())
+
+
+def same_for_both(operation: Operation, *inputs: Bounded) -> Bounded:
+    """For what only moves values, or takes the largest of several, whose error is at most the largest error."""
+    values, errors = ([getattr(x, part) for x in inputs] for part in ("value", "error"))
+    return Bounded(operation.compute(*values), operation.compute(*errors))

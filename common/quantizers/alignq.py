@@ -22,6 +22,7 @@ from common.quantizers.rounding import (
     widen,
 )
 from common.quantizers.scheme import BEFORE_RELU, Method, Scheme
+from common.quantizers.steps import Add, Erf, Multiply, Round, Step
 
 DEGENERATE_STD = 1e-6  # relative to max |w|; at or below it a tensor counts as constant: u = 0, gradient 0
 
@@ -149,6 +150,12 @@ class AlignWeight(WeightQuantizer):
     def forward(self, w: Tensor) -> Tensor:
         return align_weight(w, self.grid, self.slope)
 
+    def levels(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """2^k levels, 2^(k+1) - 1 for ``--levels published``."""
+        assert self.grid is not None
+        n = 2**self.bits - 1
+        return self.grid.values(torch.arange(-n if self.grid.offset == 0 else 0, n + 1, dtype=dtype))
+
 
 class AlignAct(QuantAct):
     def __init__(self, bits: int, scheme: Scheme) -> None:
@@ -158,6 +165,16 @@ class AlignAct(QuantAct):
 
     def forward(self, x: Tensor) -> Tensor:
         return align_activation(x, self.act_range, self.grid)
+
+    def steps(self) -> tuple[Step, ...]:
+        if self.grid is None:
+            return Multiply(SQRT_HALF), Erf(), Multiply(self.act_range)
+        scale, offset = self.grid.scale, self.grid.offset
+        position = (Multiply(SQRT_HALF), Erf(), Multiply(self.act_range * scale), Add(offset))
+        return *position, Round(), Add(-offset), Multiply(1 / scale)
+
+    def settings(self) -> tuple[object, ...]:
+        return self.act_range, self.grid
 
 
 METHOD = Method(

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from common.quantizers.alignq import standardize, standardize_backward
-from common.quantizers.layers import LearnedScale, QuantAct, WeightQuantizer
+from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.learned_scale import LearnedScale
 from common.quantizers.rounding import widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
+from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
 
 # -log2 of the non-zero addends, one tuple for each summand, by the bits of the unsigned grid. Even widths have the
 # paper's n = bits / 2 summands {0, 2^-i, 2^-(i+n), 2^-(i+2n)}, i < n; odd widths have one summand of a single bit.
@@ -116,14 +118,18 @@ class _APoTQuantizer(LearnedScale):
     """
 
     signed: bool
-    levels: Tensor
-    thresholds: Tensor
+    magnitudes: Tensor
+    midpoints: Tensor
 
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
-        levels = apot_levels(bits - 1 if self.signed else bits)
-        self.register_buffer("levels", levels.float(), persistent=False)
-        self.register_buffer("thresholds", ((levels[1:] + levels[:-1]) / 2).float(), persistent=False)
+        levels = apot_levels(self.grid_bits)
+        self.register_buffer("magnitudes", levels.float(), persistent=False)
+        self.register_buffer("midpoints", ((levels[1:] + levels[:-1]) / 2).float(), persistent=False)
+
+    @property
+    def grid_bits(self) -> int:
+        return self.bits - 1 if self.signed else self.bits
 
     def initial_scale(self, x: Tensor) -> Tensor:
         """Of ``CANDIDATES`` even steps up to max |x|, the one with the least squared error on a sample of x."""
@@ -135,7 +141,7 @@ class _APoTQuantizer(LearnedScale):
         return candidates[torch.stack(errors).argmin()]
 
     def _quantize(self, x: Tensor, alpha: Tensor) -> Tensor:
-        return apot(x, alpha, self.levels, self.thresholds, self.signed)
+        return apot(x, alpha, self.magnitudes, self.midpoints, self.signed)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._quantize(x, self.current_scale(x))
@@ -153,11 +159,23 @@ class APoTWeight(_APoTQuantizer, WeightQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(_Normalise.apply(x))
 
+    def levels(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        magnitudes = apot_levels(self.grid_bits).to(dtype)
+        return torch.cat((-magnitudes[1:].flip(0), magnitudes))
+
+    def scales(self, weight: Tensor) -> Tensor:
+        return self.current_scale(weight).detach().reshape(1)
+
 
 class APoTAct(_APoTQuantizer, QuantAct):
     """A grid of k bits, for a convolution's input behind a ReLU; alpha learns at the network's own rate."""
 
     signed = False
+
+    def steps(self) -> tuple[Step, ...]:
+        scale = self.settled()
+        codes = Search(self.midpoints, ends=(0.0, 1.0))
+        return Divide(scale), codes, Lookup(apot_levels(self.bits)), Multiply(scale)
 
 
 def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:

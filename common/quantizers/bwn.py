@@ -54,6 +54,9 @@ class BinaryWeight(WeightQuantizer):
     def forward(self, w: Tensor) -> Tensor:
         return binary_weight(w, self.per_filter)
 
+    def scales(self, weight: Tensor) -> Tensor:
+        return _scales(weight.detach(), self.per_filter).flatten()
+
 
 def _per_layer(bits: int, scheme: Scheme) -> WeightQuantizer:
     return BinaryWeight(per_filter=False)

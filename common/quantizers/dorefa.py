@@ -11,6 +11,7 @@ from torch import Tensor
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.rounding import Grid, binarize, exact_grid, round_clipped
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
+from common.quantizers.steps import Step, clipped_steps
 
 
 def _tanh_and_peak(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,12 +62,18 @@ class DoReFaWeight(WeightQuantizer):
     def forward(self, w: Tensor) -> Tensor:
         return dorefa_weight(w, self.bits)
 
+    def scales(self, weight: Tensor) -> Tensor:
+        return weight.detach().abs().mean().reshape(1) if self.bits == 1 else super().scales(weight)
+
 
 class DoReFaAct(QuantAct):
     """q_k(clip(x, 0, 1)) (equation 11); gradient 1 on [0, 1], 0 outside."""
 
     def forward(self, x: Tensor) -> Tensor:
         return round_clipped(x, self.bits, 1.0)
+
+    def steps(self) -> tuple[Step, ...]:
+        return clipped_steps(self.bits, 1.0)
 
 
 def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:

@@ -1,14 +1,19 @@
-"""The modules a network is built of: a convolution that quantizes its weight and input, and the quantizers' bases."""
+"""The modules a network is built of: a convolution that quantizes its weight and input, and the quantizers' bases.
 
-from abc import ABC, abstractmethod
+A quantizer describes itself, so that exporters need to know no method: weights by their levels and scales, activations
+by the steps of their forward pass.
+"""
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-BAND = 100.0  # a learned scale further than this factor from its reference has run away
+from common.errors import UserError
+from common.quantizers.rounding import FLOAT_BITS, as_integers, exact_grid
+from common.quantizers.steps import Rounding, Step
 
 
 class Quantizer(nn.Module):
@@ -17,9 +22,12 @@ class Quantizer(nn.Module):
     Attributes:
         bits: the width of its output. bwn's weights have 1 whatever was asked for.
         scale_lr: learning rate of its parameters relative to the network's.
+        follows_loss: whether the gradient of its parameters grows with the loss. One that is made up does not, and a
+            loss that is scaled for float16 must not be undone on it.
     """
 
     scale_lr: float = 1.0
+    follows_loss: bool = True
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -30,105 +38,125 @@ class Quantizer(nn.Module):
         """Whether learned scales have their initial value; true without such scales."""
         return True
 
+    @property
+    def has_codes(self) -> bool:
+        """False for 32 bits, which ``--stage align`` has a quantizer for."""
+        return self.bits != FLOAT_BITS
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
 
 
 class WeightQuantizer(Quantizer):
-    """Maps a weight tensor to levels of the same shape."""
+    """Maps a weight tensor to levels of the same shape.
+
+    Its weights are ``levels()[code] * scale``, with the very multiplication that ends its forward pass.
+    """
 
     def initialise(self, weight: Tensor) -> None:
         """Set learned scales from float weights; called once these are in place. Nothing to do without such scales."""
+
+    def levels(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(L,) ascending, the same for every layer of a network; here the 2^k even ones of [-1, 1].
+
+        Args:
+            dtype: float32 gives what the network multiplies, float64 what that is the rounded value of.
+        """
+        return exact_grid(self.bits, 1.0).values(torch.arange(2**self.bits, dtype=dtype))
+
+    def scales(self, weight: Tensor) -> Tensor:
+        """What the levels are multiplied by: (1,) for the layer, or (filters,); here 1."""
+        return torch.ones(1)
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> Tensor:
+        """The places of a layer's quantized weights among the levels, in weight's shape, int64.
+
+        Args:
+            weight: (filters, ...) float32, as trained.
+        Raises:
+            ValueError: the quantized weight holds a value that is not among the levels, such as NaN.
+        """
+        values, scales, levels = self(weight), self.scales(weight), self.levels()
+        rows = values.reshape(len(scales), -1)
+        codes = torch.searchsorted(scales.unsqueeze(1) * levels, rows).clamp_(max=len(levels) - 1)
+        if not torch.equal(levels[codes] * scales.unsqueeze(1), rows):
+            raise ValueError("a quantized weight is not among its levels")
+        return codes.view_as(values)
+
+    @torch.no_grad()
+    def integers(self, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+        """A layer's weights as integers times a unit: in weight's shape, int64, and (1,) or (filters,) float64.
+
+        None: its levels are no multiples of a unit.
+        """
+        found = as_integers(self.levels(torch.float64))
+        return None if found is None else (found[0][self.codes(weight)], self.scales(weight).double() * found[1])
 
 
 class QuantAct(Quantizer):
     """Maps activations to levels of the same shape."""
 
+    def steps(self) -> tuple[Step, ...]:
+        """The operations of its forward pass in order, in evaluation: ascending, one of them a ``Rounding`` if it has
+        codes, and clipping before that.
 
-class _Kept(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, scale: Tensor, reference: Tensor) -> Tensor:
-        within = (scale > reference / BAND) & (scale < reference * BAND)  # false for NaN
-        return torch.where(within, scale, reference)
+        Raises:
+            UserError: a method that does not say, or a learned scale without a value.
+        """
+        raise UserError(f"activations of {type(self).__name__} do not say their steps, and have no form to ship")
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def settings(self) -> tuple[object, ...]:
+        """What, beside its class and bits, decides what it computes and is in no state."""
+        return ()
 
+    def _encoding(self) -> tuple[tuple[Step, ...], Rounding, tuple[Step, ...]]:
+        steps = self.steps()
+        place = next(index for index, step in enumerate(steps) if isinstance(step, Rounding))
+        rounding = steps[place]
+        assert isinstance(rounding, Rounding)
+        return steps[:place], rounding, steps[place + 1 :]
 
-class LearnedScale(Quantizer, ABC):
-    """A quantizer with one learned scale, kept positive and near where it began.
+    def position(self, x: Tensor) -> Tensor:
+        """The real-valued code of x, in x's shape and type, ascending with x: rounded, it is the code."""
+        before, rounding, _ = self._encoding()
+        for step in before:
+            x = step(x)
+        return rounding.position(x)
 
-    State: the parameter ``scale``; the buffer ``reference``, its initial value (0: not initialised), and the buffer
-    ``width``, the bits it was made for. All three exist from construction and are saved. A state dict without them, or
-    one made at another width, leaves the quantizer uninitialised: the scale is then taken from ``initialise``, else
-    from the first tensor it sees (the mean over processes, where several train together).
+    def code_range(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        low, high = self.position(torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)).round().tolist()
+        return int(low), int(high)
 
-    A scale that is not finite, not positive, or a factor 100 away from the reference counts as the reference, in
-    every forward pass; while training it is also set to it. Nothing here waits for the device after initialisation.
-    """
+    def codes(self, values: Tensor) -> Tensor:
+        """The codes, int32, of levels that it gave."""
+        for step in reversed(self._encoding()[2]):
+            values = step.inverse(values)
+        return values.round().to(torch.int32)
 
-    reference: Tensor
-    width: Tensor
+    def levels(self, codes: Tensor) -> Tensor:
+        """The levels of codes, float64: what the float32 levels of the network are the rounded values of."""
+        values = codes.double()
+        for step in self._encoding()[2]:
+            values = step(values)
+        return values
 
-    def __init__(self, bits: int) -> None:
-        super().__init__(bits)
-        self.scale = nn.Parameter(torch.ones(()))
-        self.register_buffer("reference", torch.zeros(()))
-        self.register_buffer("width", torch.tensor(bits))
-        self._initialised = False  # mirrors ``reference > 0``, so that no forward pass reads the device
+    def thresholds(self) -> tuple[Tensor, Tensor]:
+        """(T,) float64, ascending: where the code passes to the next; and whether a value on it has passed."""
+        before, rounding, _ = self._encoding()
+        values, passed = rounding.crossings(*self.code_range())
+        for step in reversed(before):
+            values = step.inverse(values)
+        return values, passed
 
-    @property
-    def initialised(self) -> bool:
-        return self._initialised
+    def integers(self) -> tuple[Tensor, float] | None:
+        """The levels of all codes, lowest first, as integers times a unit: (T + 1,) int64, and the unit.
 
-    @abstractmethod
-    def initial_scale(self, x: Tensor) -> Tensor:
-        """The 0-dimensional initial value for data x, a detached float tensor."""
-
-    @torch.no_grad()
-    def initialise(self, weight: Tensor) -> None:
-        """Set scale and reference from data. All-zero or non-finite data set 1 and leave it uninitialised."""
-        self.set_initial(self._initial(weight))
-
-    def _initial(self, x: Tensor) -> Tensor:
-        return self.initial_scale(x.detach()).to(self.reference)
-
-    @torch.no_grad()
-    def set_initial(self, value: Tensor) -> None:
-        """Set scale and reference to a 0-dimensional value; one that is not positive leaves it uninitialised."""
-        self._initialised = bool(torch.isfinite(value) & (value > 0))
-        self.reference.copy_(value if self._initialised else torch.zeros_like(value))
-        self.scale.copy_(value if self._initialised else torch.ones_like(value))
-
-    @torch.no_grad()
-    def _initialise_in_forward(self, x: Tensor) -> None:
-        if bool(self.reference > 0):  # another module's state was copied in, tensor by tensor
-            self._initialised = True
-            return
-        value = self._initial(x)
-        if self.training and distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(value)
-            value /= distributed.get_world_size()
-        self.set_initial(value)
-
-    def current_scale(self, x: Tensor) -> Tensor:
-        """The scale to quantize x with: positive, finite, differentiable with respect to the parameter."""
-        if not self._initialised:
-            self._initialise_in_forward(x)
-        reference = self.reference if self._initialised else torch.ones_like(self.reference)
-        scale = _Kept.apply(self.scale, reference)
-        if self.training:
-            with torch.no_grad():
-                self.scale.copy_(scale)
-        return scale
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if int(self.width) != self.bits:
-            self.width = torch.full_like(self.width, self.bits)
-            self.reference = torch.zeros_like(self.reference)
-        self._initialised = bool(self.reference > 0)
+        None: they are no multiples of a unit.
+        """
+        low, high = self.code_range()
+        return as_integers(self.levels(torch.arange(low, high + 1)))
 
 
 class QuantConv2d(nn.Conv2d):

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.layers import LearnedScale, QuantAct, WeightQuantizer
-from common.quantizers.rounding import code_range, where_kept, widen
+from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.learned_scale import LearnedScale, SteppedAct, SteppedWeight
+from common.quantizers.rounding import where_kept, widen
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 
 
@@ -62,29 +63,23 @@ def llsq(x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
 
 
 class _LLSQQuantizer(LearnedScale):
-    signed: bool
-
-    def __init__(self, bits: int) -> None:
-        super().__init__(bits)
-        self.low, self.high = code_range(bits, self.signed)
+    low: int
+    high: int
+    follows_loss = False
 
     def forward(self, x: Tensor) -> Tensor:
         return llsq(x, self.current_scale(x), self.low, self.high)
 
 
-class LLSQWeight(_LLSQQuantizer, WeightQuantizer):
-    """Signed codes -2^(k-1) .. 2^(k-1) - 1, one scale per layer."""
-
-    signed = True
+class LLSQWeight(_LLSQQuantizer, SteppedWeight):
+    """One scale per layer."""
 
     def initial_scale(self, x: Tensor) -> Tensor:
         return x.abs().amax() / -self.low
 
 
-class LLSQAct(_LLSQQuantizer, QuantAct):
-    """Codes 0 .. 2^k - 1, for activations behind their ReLU."""
-
-    signed = False
+class LLSQAct(_LLSQQuantizer, SteppedAct):
+    """For activations behind their ReLU."""
 
     def initial_scale(self, x: Tensor) -> Tensor:
         return x.abs().amax() / (self.high + 1 if self.bits >= 4 else 2 * self.high)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.layers import LearnedScale, QuantAct, WeightQuantizer
-from common.quantizers.rounding import code_range, widen
+from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.learned_scale import LearnedScale, SteppedAct, SteppedWeight
+from common.quantizers.rounding import widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 
 
@@ -48,11 +49,8 @@ def lsq(x: Tensor, step: Tensor, low: int, high: int, gain: float = 1.0) -> Tens
 
 
 class _LSQQuantizer(LearnedScale):
-    signed: bool
-
-    def __init__(self, bits: int) -> None:
-        super().__init__(bits)
-        self.low, self.high = code_range(bits, self.signed)
+    low: int
+    high: int
 
     def initial_scale(self, x: Tensor) -> Tensor:
         """2 E|x| / sqrt(Q_P) (section 2.1)."""
@@ -67,19 +65,15 @@ class _LSQQuantizer(LearnedScale):
         return lsq(x, self.current_scale(x), self.low, self.high, gain)
 
 
-class LSQWeight(_LSQQuantizer, WeightQuantizer):
-    """Signed codes -2^(k-1) .. 2^(k-1) - 1; N is the number of weights."""
-
-    signed = True
+class LSQWeight(_LSQQuantizer, SteppedWeight):
+    """N is the number of weights."""
 
     def features(self, x: Tensor) -> int:
         return x.numel()
 
 
-class LSQAct(_LSQQuantizer, QuantAct):
-    """Codes 0 .. 2^k - 1, for a convolution's input behind a ReLU; N is the number of features of one sample."""
-
-    signed = False
+class LSQAct(_LSQQuantizer, SteppedAct):
+    """For a convolution's input behind a ReLU; N is the number of features of one sample."""
 
     def features(self, x: Tensor) -> int:
         return x[:1].numel()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -122,6 +123,31 @@ def round_clipped(x: Tensor, bits: int, high: float) -> Tensor:
 def code_range(bits: int, signed: bool) -> tuple[int, int]:
     """Lowest and highest integer code: (-2^(k-1), 2^(k-1) - 1) signed, (0, 2^k - 1) unsigned."""
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+MOST_INTEGER = 2**15 - 1
+
+
+def as_integers(levels: Tensor) -> tuple[Tensor, float] | None:
+    """Levels as integers times a unit.
+
+    Args:
+        levels: (L,) float64, one of them not zero.
+    Returns:
+        (L,) int64 without a common divisor, and the unit; None where no integers up to ``MOST_INTEGER`` do.
+
+    >>> as_integers(torch.tensor([-1, -1 / 3, 1 / 3, 1], dtype=torch.float64))
+    (tensor([-3, -1,  1,  3]), 0.3333333333333333)
+    """
+    peak = float(levels.abs().max())
+    shares = [Fraction(level / peak).limit_denominator(MOST_INTEGER) for level in levels.tolist()]
+    common = math.lcm(*(share.denominator for share in shares))
+    integers = [int(share * common) for share in shares]
+    divisor = math.gcd(*integers)
+    if common // divisor > MOST_INTEGER:
+        return None
+    found, unit = torch.tensor(integers) // divisor, peak * divisor / common
+    return (found, unit) if torch.allclose(found.double() * unit, levels, rtol=0, atol=1e-12 * peak) else None
 
 
 def binarize(w: Tensor, magnitude: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ class Method:
         placement: where activations are quantized: before the ReLU, after it, or by the next convolution.
         weight_bits, act_bits: the widths it defines, 32 (float) apart.
         weight, activation: make a quantizer from (bits, scheme).
-        options: its own, a frozen dataclass (common.flags).
+        options: the class of its own options, a frozen dataclass whose fields are flags (common.flags); none is called
+            like a field of Scheme.
         aligns: has the 32-bit form of ``--stage align``.
         reported_weight_bits: the width its weights really have, where that is not the width asked for.
     """
@@ -36,14 +37,17 @@ class Method:
     act_bits: Collection[int]
     weight: Callable[[int, "Scheme"], WeightQuantizer]
     activation: Callable[[int, "Scheme"], QuantAct]
-    aligns: bool = False
     options: type = NoOptions
+    aligns: bool = False
     reported_weight_bits: int | None = None
 
 
 @dataclass(frozen=True)
 class Scheme:
     """A method at given bit-widths, as a model sees it.
+
+    Attributes:
+        own: the method's own options, an instance of ``Method.options``; by default what that has as defaults.
 
     Raises:
         UserError: a bit-width or option that the method does not define.
@@ -58,9 +62,12 @@ class Scheme:
     lam: float = 1.0
     lam2: float = 4.0
     stage: str = "plain"
+    own: Any = None
 
     def __post_init__(self) -> None:
         name = self.method.name
+        if self.own is None:
+            object.__setattr__(self, "own", self.method.options())
         for flag, bits, defined in (
             ("--bitW", self.bitW, self.method.weight_bits),
             ("--abitW", self.abitW, self.method.act_bits),

@@ -12,6 +12,7 @@ from torch import Tensor
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.rounding import Grid, exact_grid, round_clipped
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
+from common.quantizers.steps import Step, clipped_steps
 
 
 class _UniformWeight(torch.autograd.Function):
@@ -38,6 +39,9 @@ class UniformWeight(WeightQuantizer):
     def forward(self, w: Tensor) -> Tensor:
         return uniform_weight(w, self.bits)
 
+    def scales(self, weight: Tensor) -> Tensor:
+        return weight.detach().abs().amax().reshape(1)
+
 
 class UniformAct(QuantAct):
     """Levels act_range c / n; gradient 1 on [0, act_range], 0 outside."""
@@ -48,6 +52,12 @@ class UniformAct(QuantAct):
 
     def forward(self, x: Tensor) -> Tensor:
         return round_clipped(x, self.bits, self.act_range)
+
+    def steps(self) -> tuple[Step, ...]:
+        return clipped_steps(self.bits, self.act_range)
+
+    def settings(self) -> tuple[object, ...]:
+        return (self.act_range,)
 
 
 def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.flags import shown
 from common.quantizers.layers import QuantConv2d, Quantizer, WeightQuantizer
+from common.reading import ordinary, reason
 from common.writing import write_whole
 
 STATE_KEYS = ("state_dict_t", "state_dict")
@@ -46,30 +49,84 @@ def keep_weights_alone(path: Path) -> None:
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint; nothing in it is executed.
 
+    The checksums of a zip archive, which torch writes and does not read, are compared first.
+
     Raises:
-        UserError: no such file, a truncated or foreign one, or one that holds more than tensors and plain values.
+        UserError: no such file, a damaged or foreign one, or one that holds more than tensors and plain values.
     """
+    ordinary(path, "a checkpoint file such as model_best.pt")
     try:
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: a folder; expected a checkpoint file such as model_best.pt") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a complete PyTorch checkpoint ({reason}); fetch or train it again") from None
+    except Exception as error:  # a damaged archive fails in whatever way its bytes say
+        said = (
+            reason(error) if not isinstance(error, pickle.UnpicklingError) else "it holds more than tensors and numbers"
+        )
+        raise UserError(f"{path}: not a complete PyTorch checkpoint ({said}); fetch or train it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; expected a dictionary of weights")
     return content
 
 
+def _check_archive(path: Path) -> None:
+    """Raises ValueError or zipfile's own where a member is compressed, as torch never does, or has another checksum."""
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("a compressed archive")
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} in it does not fit: it is damaged")
+
+
 def weights_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint: under state_dict_t, state_dict, or the file itself; ``module.`` is stripped."""
+    """The weights in a checkpoint: under state_dict_t, state_dict, or the file itself; ``module.`` is stripped.
+
+    Raises:
+        UserError: there are none, or one is not an ordinary tensor in memory.
+    """
     state = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), dict)), content)
-    tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {
+        key.removeprefix("module."): value
+        for key, value in state.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise UserError(f"{path}: holds no weights; expected them under {', '.join(STATE_KEYS)} or at the top")
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            raise UserError(f"{path}: {shown(key)} is not an ordinary tensor; expected plain weights")
     return tensors
+
+
+def continue_from(module: nn.Module, state: Any, what: str) -> None:
+    """Load a state that was saved with exactly the module's own names and shapes.
+
+    Raises:
+        UserError: it was not.
+    """
+    own = module.state_dict()
+    fits = isinstance(state, dict) and state.keys() == own.keys()
+    if not fits or any(not isinstance(state[key], Tensor) or state[key].shape != own[key].shape for key in own):
+        raise UserError(f"--resume: the state of {what} is not that of this run; --source_file starts from its weights")
+    module.load_state_dict(state)
+
+
+def continue_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Load an optimizer's state whose groups and momenta are those of its parameters.
+
+    Raises:
+        UserError: they are not.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        momenta = {index: entry.get("momentum_buffer") for index, entry in state["state"].items()}
+        fits = all(m is None or m.shape == parameters[index].shape for index, m in momenta.items())
+        if fits:
+            optimizer.load_state_dict(state)
+    except Exception as error:  # a forged state fails in whatever way its content says
+        raise UserError(f"--resume: the optimizer's state cannot be read ({reason(error)})") from None
+    if not fits:
+        raise UserError("--resume: the optimizer's state is not that of this network's parameters")
 
 
 @dataclass(frozen=True)

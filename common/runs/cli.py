@@ -4,14 +4,17 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from common.errors import UserError
 from common.machine import distributed
+from common.reading import reason
 
-INTERRUPTED = 130
+INTERRUPTED, DEFECT = 130, 70
 RESUME = "the same command with --resume continues from the last finished epoch"
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
@@ -21,8 +24,9 @@ def _interrupt(signum: int, frame: Any) -> NoReturn:
 
 
 def run_cleanly(program: Callable[[], object], resumes: bool = True) -> NoReturn:
-    """Run ``program`` and exit: 0; 2 with one line for a UserError or a full disk; 130 for Ctrl-C or SIGTERM;
-    1 with one line where another process of the run has gone.
+    """Run ``program`` and exit: 0; 2 with one line for a UserError, a full disk or another fault of a file; 130 for
+    Ctrl-C or SIGTERM; 1 with one line where another process of the run has gone; 70 with one line for a defect of ours,
+    whose traceback is kept in a file.
 
     Args:
         resumes: whether the program has --resume, which a line may then recommend.
@@ -39,8 +43,8 @@ def run_cleanly(program: Callable[[], object], resumes: bool = True) -> NoReturn
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in DISK_FAULTS:
-            raise
+        if error.errno not in DISK_FAULTS and error.filename is None:
+            _defect(name, error)
         where = f": {error.filename}" if error.filename else ""
         line = f"{name}: error: {error.strerror}{where}; what was saved before is complete{short_hint}"
         distributed.end(lambda: _say(line), 2)
@@ -48,21 +52,19 @@ def run_cleanly(program: Callable[[], object], resumes: bool = True) -> NoReturn
     except KeyboardInterrupt:
         what = "interrupted" if distributed.size() == 1 else "interrupted, or another process of this run has ended"
         _end(f"{name}: {what}{hint}", INTERRUPTED)
-    except RuntimeError as error:
-        if not distributed.is_lost_peer(error):
-            raise
-        _end(f"{name}: error: another process of this run has ended or does not answer{hint}", 1)
+    except Exception as error:
+        if isinstance(error, RuntimeError) and distributed.is_lost_peer(error):
+            _end(f"{name}: error: another process of this run has ended or does not answer{hint}", 1)
+        _defect(name, error)
     distributed.leave()
     sys.exit(0)
 
 
-def run_tool(function: Callable[..., object]) -> NoReturn:
-    """A tool's command line, by fire: parameters are flags, docstring is --help. ``run_cleanly`` without --resume."""
-    import fire
-
-    words = sys.argv[1:]
-    asked = {"-h", "--help"} & set(words)
-    run_cleanly(lambda: fire.Fire(function, command=["--", "--help"] if asked else words), resumes=False)
+def _defect(name: str, error: Exception) -> NoReturn:
+    """What nobody foresaw: one line that says so, and the traceback in a file, to be reported."""
+    with tempfile.NamedTemporaryFile("w", prefix="alignq-defect-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    _end(f"{name}: defect: {type(error).__name__}: {reason(error)}; please report it with {file.name}", DEFECT)
 
 
 def _in_thread(args: threading.ExceptHookArgs) -> None:

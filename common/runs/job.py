@@ -15,9 +15,10 @@ from tqdm import tqdm
 from common.adaptation import OBJECTIVES
 from common.config.options import Options
 from common.errors import UserError
-from common.flags import BARE, shown
+from common.flags import BARE, MOST_NUMBER, shown
 from common.machine import distributed
 from common.machine.device import random_state, set_random_state
+from common.reading import reason
 from common.runs import checkpoint
 from common.runs.folder import PROGRAM, RunFolder
 from common.writing import write_whole
@@ -203,16 +204,21 @@ class Job:
         content = checkpoint.read(path)
         self._check(content, path)
         other = path.parent.parent
-        rows = [row for row in self.history() or _history(other) if row["epoch"] < content["epoch"]]
+        own, rows = (
+            [row for row in _history(folder) if row["epoch"] < content["epoch"]] for folder in (self.folder, other)
+        )
         epochs = self.options.training.num_epochs
-        if content["epoch"] >= epochs and not rows:
+        if content["epoch"] >= epochs and not own:
             raise UserError(
                 f"--resume {path}: nothing is left to train, it is at epoch {content['epoch']} of "
                 f"{epochs}; --test_only evaluates it, a higher --num_epochs goes on"
             )
-        set_random_state(content["random"])
+        try:
+            set_random_state(content["random"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"--resume {path}: its random state cannot be read ({reason(error)})") from None
         self.split_seen = str(content.get("split_seen", ""))
-        self._keep(rows)
+        self._keep(own or rows)
         if not self._bring_best(content, path):
             content["best"] = None
             self.log(f"--resume {path}: its best epoch's weights are not beside it; the best is chosen from here on")
@@ -227,6 +233,9 @@ class Job:
         needed = ("optimizer_t", "random", "epoch", "best", "state_dict_t")
         if not isinstance(config, dict) or any(name not in content for name in needed):
             raise UserError(f"--resume {path}: not a checkpoint of this program; --source_file starts from its weights")
+        epoch, best = content["epoch"], content["best"]
+        if not (type(epoch) is int and 0 < epoch <= MOST_NUMBER and isinstance(best, dict) and "epoch" in best):
+            raise UserError(f"--resume {path}: its epoch is {shown(epoch)}, the best {shown(best)}; it is damaged")
         now = self._plain_config()
         for key in (*SAME_RUN, *OBJECTIVES[self.options.objective_name].head_flags):
             if key in now and key in config and config[key] != now[key]:

@@ -147,7 +147,7 @@ def test_a_width_typed_alone_sets_both_whatever_a_configuration_says(tmp_path: P
         ({"lr": float("nan")}, "config.json: lr: expected a number above 0"),
         ({"num_epochs": -1}, "num_epochs: expected a whole number, 1 or more"),
         ({"num_epochs": 1.5}, "num_epochs: expected a whole number"),
-        ({"num_epochs": "LONG"}, "not the config.json of a job"),
+        ({"num_epochs": "LONG"}, "not a complete JSON file"),
         ({"num_epochs": "9" * 5000}, "num_epochs: expected a whole number"),
         ({"lr_decay_steps": 80}, "lr_decay_steps: expected a list, not 80"),
         ({"lr_decay_steps": [{}]}, "lr_decay_steps: expected a list"),
@@ -172,7 +172,7 @@ def test_flags_of_another_objective_are_refused_and_those_of_the_chosen_one_read
     assert parse(OFFICE, ["--adaptation", "mcc"]).adaptation.epoch_length == "max", "the objective's own default"
     with pytest.raises(UserError, match="contradict"):
         parse(OFFICE, ["--adaptation", "mcc", "--src_only_flag"])
-    with pytest.raises(UserError, match="--adaptation 'nobody': expected one of source_only, dann"):
+    with pytest.raises(UserError, match="--adaptation nobody: expected one of source_only, dann"):
         parse(OFFICE, ["--adaptation", "nobody"])
 
 
@@ -212,5 +212,5 @@ def test_config_of_another_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="made by task 'resnet56'"):
         parse(RESNET20, ["--config", str(config)])
     config.write_text("{")
-    with pytest.raises(UserError, match="not the config"):
+    with pytest.raises(UserError, match="not a complete JSON file"):
         parse(RESNET20, ["--config", str(config)])

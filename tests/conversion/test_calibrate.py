@@ -9,7 +9,7 @@ from common.conversion.calibrate import calibrate
 from common.conversion.sensitivity import sensitivity
 from common.errors import UserError
 from common.models import build_model
-from common.quantizers.layers import LearnedScale
+from common.quantizers.learned_scale import LearnedScale
 
 
 def draw(count: int = 3, seed: int = 0) -> list[Tensor]:

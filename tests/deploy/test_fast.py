@@ -15,13 +15,16 @@ from common.deploy.graph import ClassLogits
 from common.deploy.integer import fast
 from common.deploy.integer.fast import CompiledNetwork, fast_graph
 from common.deploy.integer.fast_layers import Int8Layer, Levels, SumAndReLU
-from common.deploy.integer.layers import weight_integers
 from common.errors import UserError
 from common.measure.parity import compare_fast, references, total
 from common.models import build_model
 from common.quantizers.alignq import METHOD, AlignAct
 from common.quantizers.scheme import Scheme
 from tests.deploy.conftest import calibrated, images
+
+
+def align(bits: int) -> AlignAct:
+    return AlignAct(bits, Scheme(METHOD, bits, bits))
 
 
 def int8_layer(bits: int, high: int) -> tuple[Int8Layer, torch.Tensor, torch.Tensor]:
@@ -31,10 +34,10 @@ def int8_layer(bits: int, high: int) -> tuple[Int8Layer, torch.Tensor, torch.Ten
     scale, shift = torch.randn(16).double() * 1e-3, torch.randn(16).double()
     scale[3] = 0
     x = torch.randint(0, high + 1, (2, 16, 9, 9))
-    sums = F.conv2d(x.double(), weight_integers(conv).double(), None, 1, 1)
+    sums = F.conv2d(x.double(), conv.weight_quantizer.integers(conv.weight)[0].double(), None, 1, 1)
     expected = sums * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
     stored = x.to(torch.uint8 if high < 256 else torch.int32)
-    return Int8Layer(conv, scale, shift, high, bits), stored, expected
+    return Int8Layer(conv, scale, shift, high, align(bits)), stored, expected
 
 
 @pytest.mark.parametrize(("bits", "high"), [(4, 60), (8, 255), (8, 1020), (2, 9)])
@@ -49,10 +52,10 @@ def test_the_int8_convolution_is_the_exact_sum(bits: int, high: int) -> None:
 @torch.no_grad()
 def test_levels_are_those_of_the_activation_quantizer(bits: int) -> None:
     u = torch.cat((torch.linspace(-4, 4, 1001), torch.tensor([0.0, -0.0, 50.0, -50.0])))
-    act = AlignAct(bits, Scheme(METHOD, bits, bits))
+    act = align(bits)
     assert act.grid is not None
     expected = 2 * act.grid.codes(act(u)) - (2**bits - 1)
-    torch.testing.assert_close(Levels(bits)(u), expected, rtol=0, atol=0)
+    torch.testing.assert_close(Levels(act)(u), expected, rtol=0, atol=0)
 
 
 @torch.no_grad()

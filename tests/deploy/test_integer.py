@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.measure.parity import LayerParity, compare_integer, references, total
 from common.models import build_model
 from common.quantizers import METHODS
-from common.quantizers.alignq import AlignAct
+from common.quantizers.layers import QuantAct
 from tests.deploy.conftest import calibrated, images
 
 NETWORKS = ("resnet20_quant", "densenet_40_quant", "MNISTmodel_quant", "resnet50_dann")  # the others are built alike
@@ -22,7 +22,7 @@ CASES += [(name, bits) for name in ("resnet20_quant", "MNISTmodel_quant") for bi
 
 def compared(model: nn.Module, x: torch.Tensor) -> LayerParity:
     rows = compare_integer(model, x, references(model, x))
-    assert len(rows) == sum(isinstance(layer, AlignAct) for layer in model.modules())
+    assert len(rows) == sum(isinstance(layer, QuantAct) for layer in model.modules())
     return total("integer", rows)
 
 
@@ -33,6 +33,25 @@ def test_layers_give_the_same_codes_but_for_float_rounding_on_a_threshold(name: 
     assert row.distance <= (2**bits - 1) * 2**-24 * 64
     assert row.unexplained == 0
     assert row.from_float64 <= row.codes * 1e-5, "what float64 shows is no rounding of float32"
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "ours"])
+@pytest.mark.parametrize(("name", "bits"), [("MNISTmodel_quant", 2), ("MNISTmodel_quant", 5), ("densenet_40_quant", 4)])
+def test_other_methods_have_it_where_no_residual_sum_is_quantized(name: str, bits: int, method: str) -> None:
+    model, x = calibrated(name, bits, method), images(name, 1)
+    row = compared(model, x)
+    assert row.codes > 1000
+    assert row.different <= row.codes * 1e-4
+    assert row.unexplained == 0
+    if bits == 2:  # no sum of these images sits on a threshold
+        torch.testing.assert_close(integer_network(model)(x), ClassLogits(model)(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_published_grid_has_it(bits: int) -> None:
+    row = compared(calibrated("MNISTmodel_quant", bits, levels="published"), images("MNISTmodel_quant", 1))
+    assert row.different <= row.codes * 1e-4
+    assert row.unexplained == 0
 
 
 def test_the_comparison_notices_a_threshold_off_by_one(small: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +123,10 @@ def test_where_weights_leave_int8(bits: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "ours"])
-def test_other_methods_are_refused(method: str) -> None:
-    with pytest.raises(UserError, match="--method ours"):
-        integer_network(build_model("resnet20_quant", method=method, bitW=4, abitW=4))
+def test_residual_sums_that_are_quantized_as_a_whole_are_refused(method: str) -> None:
+    with pytest.raises(UserError, match="adds values of which one is not quantized") as refusal:
+        integer_network(calibrated("resnet20_quant", 4, method))
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +134,7 @@ def test_other_methods_are_refused(method: str) -> None:
     [
         ({"name": "resnet20_quant"}, "float weights"),
         ({"name": "resnet20_quant", "bitW": 4, "abitW": 32}, "--abitW"),
-        ({"name": "resnet20_quant", "bitW": 4, "abitW": 4, "levels": "published"}, "--levels exact"),
+        ({"name": "MNISTmodel_quant", "method": "lsq", "bitW": 4, "abitW": 4}, "never set"),
         ({"name": "resnet50_dann", "bitW": 4, "abitW": 4}, "--quant_shortcut True"),
     ],
 )

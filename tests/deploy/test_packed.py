@@ -13,9 +13,10 @@ from torch import nn
 
 from common.conversion.calibrate import calibrate
 from common.deploy import packed
-from common.deploy.description import USES, Description, class_logits, describe
+from common.deploy.description import Description, describe
 from common.deploy.packed import file as packed_file
 from common.errors import UserError
+from common.models import NETWORKS, class_logits
 from common.quantizers import METHODS
 
 
@@ -23,7 +24,7 @@ def network_of(model: str, **config: Any) -> tuple[nn.Module, Description]:
     """A network in evaluation mode whose statistics and learned scales come from a batch."""
     torch.manual_seed(0)
     description = describe({"model": model, **config}, 10)
-    reversal = () if description.kind == "single" else (0.0,)
+    reversal = (0.0,) if description.data_kind in ("digits", "office") else ()
     return calibrate(description.build(), [images_for(description)], *reversal), description
 
 
@@ -73,9 +74,9 @@ def test_a_loaded_network_gives_the_same_logits(model: str, config: dict, tmp_pa
     loaded, read = packed.load(path)
     assert read == description
     images = images_for(description)
-    expected = class_logits(network, description.kind, images)
+    expected = class_logits(network, images)
     assert expected.std() > 0
-    assert torch.equal(class_logits(loaded, read.kind, images), expected)
+    assert torch.equal(class_logits(loaded, images), expected)
     assert not loaded.training
 
 
@@ -97,7 +98,7 @@ def test_scales_fit_into_the_promise_too(method: str, tmp_path: Path) -> None:
 
 
 def test_every_network_has_a_description_that_survives_json() -> None:
-    for model in USES:
+    for model in NETWORKS:
         description = describe({"model": model, "bitW": 4, "abitW": 4, "demo": True}, 10)
         assert Description.from_json(description.to_json()) == description
 

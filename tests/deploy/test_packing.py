@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.deploy.packed.packing import code_bits, decode, encode, levels_of, pack, unpack
+from common.deploy.packed.packing import code_bits, decode, encode, pack, unpack
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.layers import WeightQuantizer
 
@@ -36,25 +36,21 @@ def test_weights_come_back_exactly(name: str, bits: int, levels: str) -> None:
     weight = torch.randn(7, 5, 3, 3, generator=torch.Generator().manual_seed(bits))
     quantizer = weight_quantizer(name, bits, levels)
     quantizer.initialise(weight)
-    table = levels_of(quantizer)
-    stream, scales = encode(quantizer, weight, table)
+    stream, scales = encode(quantizer, weight)
     width = 1 if name.startswith("bwn") else bits + (levels == "published")
     assert len(stream) == -(-weight.numel() * width // 8)
-    assert torch.equal(decode(stream, scales, table, weight.shape), quantizer(weight))
+    assert torch.equal(decode(stream, scales, quantizer.levels(), weight.shape), quantizer(weight))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_layer_of_zeros_comes_back(name: str) -> None:
     weight = torch.zeros(2, 3, 1, 1)
     quantizer = weight_quantizer(name, 4)
-    table = levels_of(quantizer)
-    assert torch.equal(decode(*encode(quantizer, weight, table), table, weight.shape), quantizer(weight))
+    assert torch.equal(decode(*encode(quantizer, weight), quantizer.levels(), weight.shape), quantizer(weight))
 
 
-def test_only_apot_leaves_a_code_unused_and_it_is_refused() -> None:
-    sizes = {name: len(levels_of(weight_quantizer(name, 4))) for name in METHODS}
-    assert sizes == {name: 2 if name.startswith("bwn") else 15 if name == "apot" else 16 for name in METHODS}
-    table = levels_of(weight_quantizer("apot", 4))
+def test_apot_leaves_a_code_unused_and_it_is_refused() -> None:
+    table = weight_quantizer("apot", 4).levels()
     with pytest.raises(ValueError, match="code 15"):
         decode(pack(torch.tensor([15, 3]), code_bits(table)), torch.ones(1), table, torch.Size((1, 2, 1, 1)))
 
@@ -66,4 +62,4 @@ def test_weights_that_are_not_numbers_are_refused(name: str) -> None:
     quantizer.initialise(weight)
     weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="not among its levels"):
-        encode(quantizer, weight, levels_of(quantizer))
+        encode(quantizer, weight)

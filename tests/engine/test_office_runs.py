@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.data.kinds.office import OfficeOptions, split_seen
 from common.models import build_model
 from tests.conftest import readme_command, refusal, run, same_weights, start
 
@@ -142,3 +143,30 @@ def test_bad_folders_get_one_line(small: list, folders: Path, tmp_path: Path) ->
         (folders / "Broken" / "bike" / f"{number}.jpg").write_bytes(b"\xff\xd8\xff not an image")
     line = refusal(task, *small, "--bitW", 32, "--tgt_data", "Broken", "--train_batch_size", 2)
     assert ".jpg" in line, "an unreadable image"
+
+
+def test_the_split_follows_split_seed_alone_and_a_source_of_another_is_named(small: list, tmp_path: Path) -> None:
+    task = "cross_domain/dann_office/cdf_alignment"
+
+    def split(name: str, *words: object) -> str:
+        result = run(task, *small, *words, "--job_dir", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        return (tmp_path / name / "split_Clipart.tsv").read_text()
+
+    assert split("a", "--bitW", 32, "--seed", 0) == split("b", "--bitW", 32, "--seed", 7)
+    source = ["--bitW", 4, "--source_file", tmp_path / "a" / "checkpoint" / "last.pt"]
+    assert split("c", *source, "--seed", 3) == split("a4", *source)
+    assert summary(tmp_path / "c")["source_file_warning"] == ""
+    assert split("d", *source, "--split_seed", 2) != split("e", *source)
+    assert "another split (--split_seed 1)" in summary(tmp_path / "d")["source_file_warning"]
+    assert "trained on another split" in (tmp_path / "d" / "logger.log").read_text()
+    whole = run(task, *small, "--bitW", 32, "--train_split", "False", "--job_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    split("f", "--bitW", 4, "--source_file", tmp_path / "whole" / "checkpoint" / "last.pt")
+    assert "trained on whole domains" in summary(tmp_path / "f")["source_file_warning"]
+
+
+def test_a_file_from_before_split_seed_counts_as_split_by_its_seed() -> None:
+    assert split_seen(OfficeOptions(), {"seed": 1}) == ""
+    assert "another split (--split_seed 0)" in split_seen(OfficeOptions(), {"seed": 0})
+    assert split_seen(OfficeOptions(train_split=False), {"seed": 0}) == "", "whole domains are tested as they are"

@@ -165,8 +165,49 @@ def test_reset_starts_over_and_removes_only_our_own_folders(job: list[str], tmp_
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("precious")
-    assert "was not made by this program" in refusal(RESNET20, *common, "--job_dir", foreign, "--reset")
+    for more in ([], ["--reset"], ["--resume"], ["--test_only"]):
+        assert "holds files that no run of this program made" in refusal(RESNET20, *common, "--job_dir", foreign, *more)
+    assert [entry.name for entry in foreign.iterdir()] == ["thesis.tex"]
     assert (foreign / "thesis.tex").read_text() == "precious"
+
+
+def test_a_refused_run_leaves_no_folder_and_no_marker(job: list[str], tmp_path: Path) -> None:
+    folder = folder_of(job)
+    refusal(RESNET20, *job, "--bitW", 4, "--source_file", tmp_path / "absent.pt")
+    assert not folder.exists(), "made by the run that was refused"
+    folder.mkdir()
+    refusal(RESNET20, *job, "--bitW", 4, "--source_file", tmp_path / "absent.pt")
+    assert list(folder.iterdir()) == [], "made by the user"
+
+
+def test_a_refused_run_touches_no_other_jobs_half_written_file(job: list[str], tmp_path: Path) -> None:
+    inner = tmp_path / "all" / "job" / "checkpoint"
+    inner.mkdir(parents=True)
+    (inner / ".last.pt.123.tmp").write_text("being written")
+    assert "no run of this program made" in refusal(RESNET20, *job, "--bitW", 32, "--job_dir", tmp_path / "all")
+    assert run(RESNET20, *job, "--bitW", 32, "--num_epochs", 1, "--job_dir", tmp_path / "own").returncode == 0
+    for name in (".last.pt.99.tmp", ".hidden.tmp"):
+        (tmp_path / "own" / "checkpoint" / name).touch()
+    (tmp_path / "own" / "kept").mkdir()
+    (tmp_path / "own" / "kept" / ".last.pt.7.tmp").touch()
+    refusal(RESNET20, *job, "--bitW", 32, "--job_dir", tmp_path / "own")
+    assert (tmp_path / "own" / "checkpoint" / ".last.pt.99.tmp").exists(), "it was refused"
+    assert run(RESNET20, *job, "--bitW", 32, "--resume", "--job_dir", tmp_path / "own").returncode == 0
+    assert not (tmp_path / "own" / "checkpoint" / ".last.pt.99.tmp").exists(), "of a killed run of this job"
+    assert (tmp_path / "own" / "checkpoint" / ".hidden.tmp").exists(), "not a name that this program gives"
+    assert (tmp_path / "own" / "kept" / ".last.pt.7.tmp").exists(), "not in a folder that it writes to"
+    assert (inner / ".last.pt.123.tmp").read_text() == "being written"
+
+
+def test_resuming_into_another_folder_ends_as_the_whole_run_does(job: list[str], tmp_path: Path) -> None:
+    common = [*job, "--pretrained", "no", "--bitW", 4, "--num_epochs", 4, "--save_every", 1, "--lr", 0.3]
+    assert run(RESNET20, *common).returncode == 0
+    whole = json.loads((folder_of(job) / "summary.json").read_text())
+    path = folder_of(job) / "checkpoint" / f"model_{max(whole['best']['epoch'] + 1, 2)}.pt"
+    moved = run(RESNET20, *common, "--job_dir", tmp_path / "moved", "--resume", path)
+    assert moved.returncode == 0, moved.stderr
+    assert json.loads((tmp_path / "moved" / "summary.json").read_text()) == whole
+    assert [row["epoch"] for row in metrics(tmp_path / "moved")] == [0, 1, 2, 3]
 
 
 def test_select_val_holds_out_and_the_test_set_decides_nothing(job: list[str]) -> None:
@@ -293,3 +334,19 @@ def test_a_resumed_run_refuses_other_settings(job: list[str], tmp_path: Path) ->
     finished = folder_of(job) / "checkpoint" / "last.pt"
     elsewhere = [*job, "--bitW", 4, "--num_epochs", 1, "--job_dir", tmp_path / "elsewhere", "--resume", finished]
     assert "nothing is left to train" in refusal(RESNET20, *elsewhere)
+
+
+def test_a_source_that_saw_the_held_out_images_is_named(job: list[str], tmp_path: Path) -> None:
+    val = [*job, "--num_epochs", 1, "--select", "val"]
+    for name, words in (("saw", []), ("held", ["--select", "val"]), ("other", ["--select", "val", "--split_seed", 2])):
+        assert (
+            run(RESNET20, *job, "--bitW", 32, "--num_epochs", 1, *words, "--job_dir", tmp_path / name).returncode == 0
+        )
+        source = tmp_path / name / "checkpoint" / "last.pt"
+        result = run(
+            RESNET20, *val, "--bitW", 4, "--source_file", source, "--job_dir", tmp_path / f"{name}4", "--seed", 5
+        )
+        assert result.returncode == 0, result.stderr
+        warning = json.loads((tmp_path / f"{name}4" / "summary.json").read_text())["source_file_warning"]
+        assert bool(warning) == (name != "held"), "a split does not follow --seed"
+        assert ("trained on images that --select val holds out" in result.stderr) == bool(warning)

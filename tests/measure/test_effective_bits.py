@@ -34,7 +34,9 @@ def test_a_residual_sum_has_more_levels_than_its_terms() -> None:
 
 def test_a_method_that_quantizes_inside_the_convolution_is_counted_behind_its_quantizer() -> None:
     torch.manual_seed(0)
-    levels = measure(build_model("resnet20_quant", method="lsq", bitW=2, abitW=2), torch.randn(8, 3, 32, 32))
+    model = build_model("resnet20_quant", method="lsq", bitW=2, abitW=2)
+    model(images := torch.randn(8, 3, 32, 32))
+    levels = measure(model, images)
     assert all(entry.input_levels <= 4 for entry in levels[1:])
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from common.deploy.activations import codes_of, has_codes, levels_of, position
 from common.deploy.graph import trace
 from common.measure.parity import references
 from common.measure.rounding_error import bounded_positions
 from common.quantizers import METHODS, make_scheme
+from common.quantizers.layers import QuantAct
 from tests.deploy.conftest import calibrated, images
 
 CASES = [("resnet20_quant", method, 4) for method in METHODS if method != "bwnf"]
@@ -21,9 +21,9 @@ def test_float32_stays_within_the_bound_and_the_bound_below_a_step(name: str, me
     source = trace(model)
     seen: dict[str, torch.Tensor] = {}
     for layer_name, layer in source.named_modules():
-        if has_codes(layer):
+        if isinstance(layer, QuantAct):
             layer.register_forward_pre_hook(
-                lambda act, inputs, name=layer_name: seen.update({name: position(act, inputs[0])})
+                lambda act, inputs, name=layer_name: seen.update({name: act.position(inputs[0])})
             )
     source(x)
     codes = {layer_name: reference.codes for layer_name, reference in references(model, x).items()}
@@ -37,10 +37,10 @@ def test_float32_stays_within_the_bound_and_the_bound_below_a_step(name: str, me
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("bits", [2, 4])
 def test_the_code_of_an_activation_is_its_position_rounded(name: str, bits: int) -> None:
-    act = METHODS[name].activation(bits, make_scheme(name, abitW=bits)).eval()
+    act = METHODS[name].activation(bits, make_scheme(name, abitW=bits))
     x = torch.randn(4000, generator=torch.Generator().manual_seed(bits))
     out = act(x.relu() if name != "ours" else x)
-    codes = codes_of(act, out)
+    codes = act.codes(out)
     assert codes.unique().tolist() == list(range(2**bits))
-    assert torch.equal(codes, position(act, x if name == "ours" else x.relu()).round().int())
-    torch.testing.assert_close(levels_of(act, codes).float(), out)
+    assert torch.equal(codes, act.position(x if name == "ours" else x.relu()).round().int())
+    torch.testing.assert_close(act.levels(codes).float(), out)

@@ -4,14 +4,20 @@ import copy
 import io
 import math
 import pickle
+from argparse import Namespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.errors import UserError
+from common.machine.acceleration import Acceleration
+from common.models import build_model
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import BAND, LearnedScale, QuantConv2d, Quantizer
+from common.quantizers.layers import QuantConv2d, Quantizer
+from common.quantizers.learned_scale import BAND, LearnedScale, scales_from_first_batch
 from common.quantizers.lsq import LSQAct, LSQWeight
+from tests.conftest import refusal
 
 LEARNING = ["lsq", "llsq", "apot"]
 BAD = [1e-8, 1e3, -1.0, 0.0, math.nan, math.inf]
@@ -82,7 +88,7 @@ def test_an_unused_network_saves_and_loads_as_such(name):
     fresh.load_state_dict(saved(net))
     assert [q.initialised for q in scales(fresh)] == [q.initialised for q in scales(net)]
     x = torch.randn(4, 3, 8, 8)
-    assert torch.equal(net.eval()(x), fresh.eval()(x))
+    assert torch.equal(net(x), fresh(x))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -160,6 +166,43 @@ def test_activation_steps_come_from_the_first_batch():
     begin = quantizer.scale.item()
     quantizer(50 * first)
     assert quantizer.scale.item() == begin == pytest.approx(2 * first.mean().item() / math.sqrt(15))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_evaluation_takes_no_scale_from_its_data(name):
+    net, x = network(name), torch.randn(4, 3, 8, 8)
+    with pytest.raises(UserError, match=r"has no value yet.*train the network or calibrate it") as error:
+        net.eval()(x)
+    assert "\n" not in str(error.value)
+    assert not any(q.initialised for q in scales(net))
+    with scales_from_first_batch(net):
+        expected = net(x)
+    assert all(q.initialised for q in scales(net))
+    assert torch.equal(net(x), expected)
+
+
+def test_in_evaluation_zeros_need_no_scale():
+    quantizer = LSQAct(4).eval()
+    assert torch.equal(quantizer(torch.zeros(3, 4)), torch.zeros(3, 4))
+    assert not quantizer.initialised
+
+
+def test_test_only_of_a_float_file_ends_with_one_line(tmp_path, small_data):
+    """Its activation steps are nowhere, and the test data must not set them."""
+    source = tmp_path / "float.pt"
+    torch.save({"state_dict_t": build_model("resnet20_quant").state_dict()}, source)
+    command = [
+        "--demo",
+        "--data_dir",
+        small_data,
+        "--source_file",
+        source,
+        "--test_only",
+        "--job_dir",
+        tmp_path / "job",
+    ]
+    line = refusal("single_domain/resnet20", *command, "--method", "lsq", "--bitW", 4, "--abitW", 4)
+    assert "has no value yet" in line
 
 
 def test_a_batch_without_information_does_not_fix_the_step():
@@ -285,3 +328,31 @@ def test_a_quantizer_keeps_its_input_and_hardly_more(name):
         large = [t.element_size() for t in kept if t.numel() >= x.numel()]
         allowed = {"apot": [4, 1] if quantizer is activation else [4, 4, 1]}.get(name, [4])
         assert large in (allowed, [])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_scaled_loss_trains_like_a_plain_one(name):
+    """float16 scales the loss and unscales the gradients; a gradient that is not the loss's must come out of it too."""
+    trained = []
+    for scaled in (False, True):
+        torch.manual_seed(0)
+        net = network(name)
+        x, y = torch.randn(8, 3, 8, 8), torch.randn(8, 4, 3, 3)
+        net(x)
+        with torch.no_grad():
+            for quantizer in scales(net):
+                quantizer.scale.mul_(3)  # far from the best: every rule has something to learn
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        options = Namespace(amp=None, channels_last=False, compile=False)
+        faster = Acceleration(options, net, torch.device("cpu"), batch_size=8)
+        if scaled:
+            faster.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        before = [quantizer.scale.item() for quantizer in scales(net)]
+        for _ in range(2):
+            with faster.forward(len(x)):
+                loss = torch.nn.functional.mse_loss(net(x), y)
+            faster.descend(optimizer, loss)
+        assert all(one.scale.item() != first for one, first in zip(scales(net), before, strict=True))
+        trained.append(net.state_dict())
+    for key, value in trained[0].items():
+        torch.testing.assert_close(trained[1][key], value, msg=key)

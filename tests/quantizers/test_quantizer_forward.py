@@ -5,12 +5,12 @@ import torch
 
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.apot import apot, apot_levels
-from common.quantizers.layers import LearnedScale
+from common.quantizers.learned_scale import LearnedScale
 
 from . import scalar_references as reference
 
-WEIGHT_CASES = [(name, bits) for name, method in METHODS.items() for bits in method.weight_bits]
-ACT_CASES = [(name, bits) for name, method in METHODS.items() for bits in method.act_bits]
+WEIGHT_CASES = [(name, bits) for name in reference.WEIGHTS for bits in METHODS[name].weight_bits]
+ACT_CASES = [(name, bits) for name in reference.ACTIVATIONS for bits in METHODS[name].act_bits]
 
 
 def off_centre(quantizer, x):
@@ -79,7 +79,9 @@ def test_apot_begins_where_its_error_is_least(bits):
         quantizer(data)
 
         def error(alpha, quantizer=quantizer, data=data):
-            levels = torch.cat((-quantizer.levels, quantizer.levels)) if quantizer.signed else quantizer.levels
+            levels = (
+                torch.cat((-quantizer.magnitudes, quantizer.magnitudes)) if quantizer.signed else quantizer.magnitudes
+            )
             return (data.reshape(-1, 1) - alpha * levels).abs().amin(1).square().mean().item()
 
         tried = [error(data.abs().max() * step / 32) for step in range(1, 33)]

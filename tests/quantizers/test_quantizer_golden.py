@@ -78,8 +78,8 @@ def test_bwnf_forward(golden):
 
 def test_apot_grids(golden):
     for key, levels in (
-        *((f"apot.a{bits}.grid", APoTAct(bits).levels) for bits in (2, 3, 4, 5)),
-        *((f"apot.w{bits}.grid", APoTWeight(bits).levels) for bits in (3, 4, 5)),
+        *((f"apot.a{bits}.grid", APoTAct(bits).magnitudes) for bits in (2, 3, 4, 5)),
+        *((f"apot.w{bits}.grid", APoTWeight(bits).magnitudes) for bits in (3, 4, 5)),
         ("apot.grid6", apot_levels(6).float()),
     ):
         torch.testing.assert_close(levels, golden[key], rtol=0, atol=1e-6)

@@ -8,7 +8,7 @@ import torch
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.alignq import align_activation, align_weight
 from common.quantizers.bwn import binary_weight
-from common.quantizers.layers import LearnedScale
+from common.quantizers.learned_scale import LearnedScale
 from common.quantizers.rounding import exact_grid, sigmoid_slope
 
 from .scalar_references import apot_grid, code_range, mean, nearest, phi_cdf, standardised

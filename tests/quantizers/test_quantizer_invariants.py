@@ -34,11 +34,12 @@ def test_a_larger_weight_or_activation_never_gets_a_smaller_level(name, bits, nu
 def test_activation_levels_stay_in_the_methods_range(name, bits, numbers):
     quantizer = METHODS[name].activation(bits, make_scheme(name))
     levels = quantizer(torch.tensor(numbers))
-    low, high = {"ours": (-2, 2), "uniform": (0, 2)}.get(name, (0, 1))
+    ranges = {"ours": (-2, 2), "uniform": (0, 2), **dict.fromkeys(("dorefa", "bwn", "bwnf"), (0, 1))}
     if name == "apot":
-        high = quantizer.scale.item()
+        ranges[name] = (0, quantizer.scale.item())
     elif name in ("lsq", "llsq"):
-        high = quantizer.scale.item() * quantizer.high
+        ranges[name] = (0, quantizer.scale.item() * quantizer.high)
+    low, high = ranges.get(name) or quantizer.levels(torch.tensor(quantizer.code_range())).tolist()
     assert levels.min() >= low * (1 + 1e-6)
     assert levels.max() <= high * (1 + 1e-6)
 

@@ -1,13 +1,15 @@
 """What a network gets from a Scheme: which modules, where, and which requests are refused."""
 
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
 from common.errors import UserError
-from common.quantizers import METHODS, make_scheme
+from common.flags import flag, positive, switch
+from common.quantizers import METHODS, make_scheme, option_names
 from common.quantizers.layers import QuantAct, QuantConv2d, WeightQuantizer
 from common.quantizers.rounding import exact_grid, round_clipped, round_ste
 from common.quantizers.scheme import AFTER_RELU, Method
@@ -16,7 +18,7 @@ EIGHT = {"ours", "uniform", "dorefa", "bwn", "bwnf", "lsq", "llsq", "apot"}
 
 
 def test_the_registry_holds_the_eight_methods():
-    assert set(METHODS) == EIGHT
+    assert set(METHODS) >= EIGHT
     assert all(name == method.name for name, method in METHODS.items())
 
 
@@ -165,6 +167,12 @@ def test_daq_never_enters_torch_distributions():
     assert not any(name.startswith("torch.distributions") for name in entered)
 
 
+@dataclass(frozen=True)
+class HalvesOptions:
+    end: float = flag(0.5, positive, "largest level of activations")
+    halved: bool = switch(True, "halve the weights' levels, too")
+
+
 class HalvesWeight(WeightQuantizer):
     def forward(self, w):
         grid = exact_grid(self.bits, 0.5)
@@ -172,8 +180,12 @@ class HalvesWeight(WeightQuantizer):
 
 
 class HalvesAct(QuantAct):
+    def __init__(self, bits, end):
+        super().__init__(bits)
+        self.end = end
+
     def forward(self, x):
-        return round_clipped(x, self.bits, 0.5)
+        return round_clipped(x, self.bits, self.end)
 
 
 NINTH = Method(
@@ -182,8 +194,34 @@ NINTH = Method(
     weight_bits=range(2, 5),
     act_bits=range(2, 5),
     weight=lambda bits, scheme: HalvesWeight(bits),
-    activation=lambda bits, scheme: HalvesAct(bits),
+    activation=lambda bits, scheme: HalvesAct(bits, scheme.own.end),
+    options=HalvesOptions,
 )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_own_options_are_called_like_no_other(name):
+    known, own = option_names(name)
+    assert not set(known) & set(own)
+    assert make_scheme(name).own == METHODS[name].options()
+
+
+def test_a_methods_own_options_reach_its_quantizers_and_are_read_as_if_typed(monkeypatch):
+    monkeypatch.setitem(METHODS, "halves", NINTH)
+    assert make_scheme("halves").own == HalvesOptions(0.5, True)
+    scheme = make_scheme("halves", abitW=2, end="0.25", halved="no")
+    assert scheme.own == HalvesOptions(0.25, False)
+    assert scheme.after_relu()(torch.ones(3)).tolist() == [0.25] * 3
+    for options, message in (
+        ({"end": -1}, "^--method halves: end: expected a number above 0, not '-1'$"),
+        ({"halved": "perhaps"}, "^--method halves: halved: expected true or false"),
+        ({"ends": 1}, "^--method halves: unknown option ends; expected some of bitW, .*stage, end, halved$"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            make_scheme("halves", **options)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="--method ours: unknown option end"):
+        make_scheme("ours", end=1)
 
 
 def test_a_ninth_method_is_one_registry_line(monkeypatch):

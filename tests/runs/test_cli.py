@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from common.runs.cli import run_cleanly, run_tool
+from common.runs.cli import run_cleanly
+from common.runs.tool import run_tool
 
 
 @pytest.fixture(autouse=True)

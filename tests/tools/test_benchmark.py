@@ -5,13 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benchmark
-import pytest
 import torch
-from timing import measuring
 
-from common.errors import UserError
 from tests.conftest import REPOSITORY
+from tests.tools.entry import refused
+from tools.timing import measuring
 
 
 def test_peak_memory_is_the_most_that_is_held_at_once() -> None:
@@ -43,5 +41,8 @@ def test_a_benchmark_leaves_a_table_figures_and_a_picture(tmp_path: Path) -> Non
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(UserError, match="--kinds our: expected some of float, ours"):
-        benchmark.benchmark(kinds="our")
+    assert "--kinds: expected one of float, ours" in refused("benchmark", "--kinds", "our")
+
+
+def test_bits_that_a_method_does_not_define_are_refused_before_the_first_step() -> None:
+    assert "--bitW 1: method lsq defines" in refused("benchmark", "--kinds", "float,lsq", "--bits", 1)

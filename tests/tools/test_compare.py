@@ -2,26 +2,28 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import compare
 import numpy as np
 import pytest
-from runs import result_tables
-from runs.cells import VARIANTS, Cell, defines, plan
 
 from common.config.options import parse
 from common.config.tasks import Task
 from common.data.demo import cifar10
-from common.errors import UserError
 from common.quantizers import METHODS
 from tests.conftest import REPOSITORY
+from tests.tools.entry import refused, type_in, words_of
+from tools import compare
+from tools.runs import result_tables
+from tools.runs.comparison import VARIANTS, Cell, cells_of, defines
 
-TASK = Task("resnet20", "single", Path("."), "resnet20_quant", "res20")
+TASK = Task("resnet20", Path("."), "resnet20_quant", stem="res20")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -39,15 +41,12 @@ class Comparison:
             cifar10.write(self.data / "demo" / "cifar10")
 
     def run(self, **flags: Any) -> int:
-        """The exit status."""
-        given = {"bits": 8, "seeds": 1, "demo": True, "num_epochs": 1, "out": str(self.out), "data_dir": str(self.data)}
+        """The exit status; what was said is in ``said`` and ``errors``."""
+        given = {"bits": 8, "seeds": 1, "demo": True, "num_epochs": 1, "out": self.out, "data_dir": self.data}
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")
-            try:
-                compare.compare(**given | flags)
-            except SystemExit as end:
-                return int(end.code or 0)
-        return 0
+            status, self.said, self.errors = type_in("compare", *words_of(**given | flags))
+        return status
 
     def modified(self, name: str) -> dict[str, int]:
         """When each file of a cell was last written, the lock apart."""
@@ -135,21 +134,42 @@ def test_accuracies_under_shift_reach_the_results_and_the_table(continued: Compa
     assert "| clean | noise | blur | contrast | brightness | all corruptions |" in table
 
 
-def test_what_is_finished_is_not_run_again(continued: Comparison, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_finished_is_not_run_again(continued: Comparison) -> None:
     names = ("float_seed0", "ours_8bit_seed0")
     before = [continued.modified(name) for name in names]
     results = (continued.out / "results.jsonl").read_text()
     assert continued.run(methods="ours", shift=True) == 0
     assert [continued.modified(name) for name in names] == before
     assert (continued.out / "results.jsonl").read_text() == results
-    assert "started" not in capsys.readouterr().err
+    assert "started" not in continued.errors
     assert continued.run(methods="ours", shift=True, dry_run=True) == 0
-    assert capsys.readouterr().out == "# every cell is finished\n"
+    assert continued.said == "# every cell is finished\n"
 
 
 def test_other_settings_do_not_mix_with_finished_cells(continued: Comparison) -> None:
-    with pytest.raises(UserError, match=r"holds runs with other settings .*--num_epochs 1.*; choose another --out"):
-        continued.run(methods="ours", num_epochs=2)
+    assert continued.run(methods="ours", num_epochs="01", shift=True) == 0, "written in another way"
+    assert continued.run(methods="ours", num_epochs=2) == 2
+    assert re.search(r"holds runs with other settings .*--num_epochs 1.*; choose another --out\n$", continued.errors)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("settings.json", '{"task": ', "settings.json: not the settings of earlier runs"),
+        ("settings.json", "[1]", "settings.json: not the settings of earlier runs"),
+        ("results.jsonl", "{}\n{", "results.jsonl or a run's summary.json is damaged"),
+        ("float_seed0/summary.json", '{"task": "resnet20"}', "results.jsonl or a run's summary.json is damaged"),
+    ],
+)
+def test_damaged_files_of_an_earlier_comparison_are_one_line(
+    file: str, content: str, line: str, continued: Comparison, tmp_path: Path
+) -> None:
+    out = tmp_path / "results"
+    shutil.copytree(continued.out, out)
+    (out / file).write_text(content)
+    assert continued.run(methods="ours", out=out) == 2
+    assert line in continued.errors
+    assert (out / file).read_text() == content
 
 
 def test_a_later_evaluation_counts_only_for_the_same_network(tmp_path: Path) -> None:
@@ -226,7 +246,7 @@ def test_effective_bits_leave_out_the_image_and_bound_what_was_not_counted(tmp_p
         "layers": [{"layer": str(i), "weight_levels": w, "input_levels": x} for i, (w, x) in enumerate(layers)],
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    row = result_tables.row(tmp_path, "ours", 4, "float_seed0")
+    row = result_tables.result(tmp_path, "ours", 4, "float_seed0")
     assert row is not None
     expected = {
         "weight_bits": pytest.approx(8 / 3),
@@ -235,7 +255,7 @@ def test_effective_bits_leave_out_the_image_and_bound_what_was_not_counted(tmp_p
         "most_weight_levels": 16,
     }
     assert row["effective"] == expected
-    one_bit = Cell(tmp_path.name, "bwnf", 4, 0, "float_seed0").row(tmp_path.parent)
+    one_bit = Cell(tmp_path.name, "bwnf", 4, 0, "float_seed0").result(tmp_path.parent)
     assert one_bit is not None
     assert one_bit["effective"]["weight_bits"] == 1, "a scale for every filter is no further bit"
 
@@ -249,7 +269,7 @@ def test_results_of_other_cells_stay_and_those_of_the_same_are_replaced(tmp_path
 
 
 def test_all_methods_and_variants_at_the_widths_that_they_define() -> None:
-    cells = plan("resnet20", [*METHODS, *VARIANTS], [8, 4, 1], [0, 1], chain=False)
+    cells = cells_of("resnet20", [*METHODS, *VARIANTS], [8, 4, 1], [0, 1], chain=False)
     planned = {(c.method, c.bits, c.seed) for c in cells}
     for name in (*METHODS, *VARIANTS):
         for bits in (8, 4, 1):
@@ -261,7 +281,7 @@ def test_all_methods_and_variants_at_the_widths_that_they_define() -> None:
 
 
 def test_the_chain_is_the_readmes_and_skips_what_a_method_does_not_define() -> None:
-    cells = {c.name: c.source for c in plan("resnet20", ["ours", "apot"], [2], [0], chain=True)}
+    cells = {c.name: c.source for c in cells_of("resnet20", ["ours", "apot"], [2], [0], chain=True)}
     assert cells == {
         "float_seed0": None,
         "ours_8bit_chain_seed0": "float_seed0",
@@ -276,17 +296,17 @@ def test_the_chain_is_the_readmes_and_skips_what_a_method_does_not_define() -> N
     assert all(source is None or order.index(source) < order.index(name) for name, source in cells.items())
 
 
-def call(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    program = REPOSITORY / "tools" / "compare.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(program), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
-    )
-
-
 def test_dry_run_prints_commands_ready_to_be_typed(tmp_path: Path) -> None:
     words = ["--methods", "ours-ste,bwn", "--bits", "4,2", "--seeds", "7,8", "--demo", "--shift", "--lr", "0.02"]
-    result = call(*words, "--lr_decay_steps", "[3, 5]", "--dry_run", cwd=tmp_path)
+    program = REPOSITORY / "tools" / "compare.py"
+    result = subprocess.run(
+        [sys.executable, str(program), *words, "--lr_decay_steps", "[3, 5]", "--dry_run"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 0, result.stderr
     commands = [shlex.split(line) for line in result.stdout.splitlines()]
     assert len(commands) == 2 * (1 + 4)
@@ -294,53 +314,45 @@ def test_dry_run_prints_commands_ready_to_be_typed(tmp_path: Path) -> None:
         assert python == "python"
         assert (tmp_path / program).resolve() == REPOSITORY / "single_domain" / "resnet20" / "main.py"
         options = parse(TASK, flags)  # the program takes them
-        assert (options.lr, options.lr_decay_steps, options.demo, options.shift) == (0.02, [3, 5], True, True)
-        assert options.resume is not None
-        assert options.job_dir.startswith(str(Path("results", "compare", "resnet20_demo")))
+        assert (options.training.lr, options.training.lr_decay_steps) == (0.02, [3, 5])
+        assert (options.data.demo, options.data.shift) == (True, True)
+        assert options.run.resume is not None
+        assert options.run.job_dir.startswith(str(Path("results", "compare", "resnet20_demo")))
     ablated = [flags for flags in commands if "ste" in flags]
     assert len(ablated) == 4
-    assert all(parse(TASK, flags[2:]).method == "ours" for flags in ablated)
+    assert all(parse(TASK, flags[2:]).quantization.method == "ours" for flags in ablated)
     assert not list(tmp_path.iterdir()), "nothing was written"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"), [(["--methods", "lsqq"], "--methods lsqq: expected all, or some of ours,")]
-)
-def test_the_program_refuses_in_one_line_with_status_2(words: list[str], message: str, tmp_path: Path) -> None:
-    result = call(*words, cwd=tmp_path)
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert message in result.stderr
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"task": "resnet18"}, "--task resnet18: expected one of densenet40, resnet20, resnet56"),
-        ({"bits": 32}, "--bits 32: expected widths below 32"),
-        ({"bits": "4,x"}, "--bits x: expected a whole number"),
+        ({"task": "resnet18"}, "--task: expected one of densenet40, resnet20, resnet56, not 'resnet18'"),
+        ({"methods": "lsqq"}, "--methods: expected one of all, ours,"),
+        ({"bits": 32}, "--bits: expected widths below 32"),
+        ({"bits": "4,x"}, "--bits: expected widths below 32 .*, not 'x'"),
         ({"methods": "apot", "bits": 8}, "--methods apot --bits 8: none of them is defined"),
-        ({"seeds": 0}, "--seeds 0: expected 1 or more"),
-        ({"seeds": "one"}, "--seeds one: expected how many"),
-        ({"workers": 0}, "--workers 0: expected a whole number"),
-        ({"launcher": "ssh"}, "--launcher ssh: expected local or slurm"),
-        ({"demo": "maybe"}, "--demo maybe: expected True, False"),
+        ({"seeds": 0}, "--seeds: expected how many, .* not '0'"),
+        ({"seeds": "one"}, "--seeds: expected how many"),
+        ({"seeds": "1,,2"}, "--seeds: expected how many"),
+        ({"workers": 0}, "--workers: expected a whole number from 1 to 1000, not '0'"),
+        ({"launcher": "ssh"}, "--launcher: expected local or slurm, not 'ssh'"),
+        ({"launcher": "slurm", "slurm": "gpu"}, "--slurm: expected name=value"),
+        ({"demo": "maybe"}, "--demo: expected true or false"),
         ({"num_epoch": 3}, r"unknown flag --num_epoch; did you mean --num_epochs\?"),
         ({"job_dir": "x"}, "--job_dir: this program sets it for every run"),
+        ({"lr": "fast"}, "--lr: expected a number above 0, not 'fast'"),
     ],
 )
-def test_wrong_flags_get_one_clear_line(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message) as raised:
-        compare.compare(out=str(tmp_path / "out"), **flags)
-    assert "\n" not in str(raised.value)
-    assert not (tmp_path / "out").exists()
+def test_wrong_flags_get_one_clear_line(
+    flags: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, refused("compare", *words_of(out="out", **flags)))
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("value", [(8, 4), [8, 4], "8,4", "8, 4", ("8", "4")])
-def test_lists_in_every_form_that_fire_makes_of_them(value: Any) -> None:
-    assert compare.bit_widths(value) == [8, 4]
-    assert compare.bit_widths(8) == [8]
-    assert compare.seed_list(value) == [8, 4]
-    assert compare.seed_list(2) == compare.seed_list("2") == [0, 1]
-    assert compare.method_names(("all", "ours-ste")) == compare.method_names("all,ours-ste") == [*METHODS, "ours-ste"]
+def test_seeds_are_how_many_or_themselves() -> None:
+    assert compare.seed_list("2") == (0, 1)
+    assert compare.seed_list("8,4") == compare.seed_list("[8, 4]") == compare.seed_list("8,4,8") == (8, 4)
+    assert compare.seed_list("7,") == (7,)

@@ -5,15 +5,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import doctor
 import pytest
-from published import needs
-from published.layout import TASKS, folder_of, wanted
 
 from common.config import recipes
 from common.config.tasks import Task
-from common.errors import UserError
 from tests.conftest import REPOSITORY
+from tests.tools.entry import refused, type_in
+from tools import doctor
+from tools.published import needs
+from tools.published.layout import TASKS, folder_of, wanted
 
 
 def touch(path: Path) -> None:
@@ -115,7 +115,6 @@ def test_missing_weights_name_the_command_and_the_files_as_published(tmp_path: P
     assert len(wanted(task)) == len({row.pretrained_bits for row in recipes.TABLES["densenet40"]})
 
 
-def test_an_unknown_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["doctor.py", "--task", "resnet21"])
-    with pytest.raises(UserError, match="--task resnet21: expected one of resnet20"):
-        doctor.main()
+def test_an_unknown_task_is_refused_before_anything_is_said() -> None:
+    assert "--task: expected one of resnet20" in refused("doctor", "--task", "resnet21")
+    assert type_in("doctor", "--task", "resnet21")[1] == ""

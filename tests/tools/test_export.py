@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from common.engine.single_domain import run
 from PIL import Image
 
 from common.config.tasks import Task
@@ -20,10 +19,17 @@ from common.data.demo.folder import build_once
 from common.deploy import packed
 from common.deploy.description import Description, describe
 from common.deploy.restore import restore
+from common.engine.program import run
 from common.errors import UserError
 from common.models import build_model
 from common.runs import checkpoint
 from tests.conftest import REPOSITORY, fill_by_name
+from tests.tools.entry import refused, words_of
+from tools.deployed.images import prepare
+from tools.evaluate import evaluate
+from tools.export import export
+from tools.parity import parity
+from tools.predict import predict
 
 TEST_IMAGES = 40
 
@@ -51,16 +57,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     job = tmp_path_factory.mktemp("job")
     flags = f"--demo --data_dir {data} --job_dir {job} --method lsq --bitW 3 --abitW 4 --pretrained no --num_epochs 1"
     words = [*shlex.split(flags), "--train_batch_size", "20", "--device", "cpu"]
-    run(Task("resnet20", "single", REPOSITORY, "resnet20_quant", "res20"), words)
+    run(Task("resnet20", REPOSITORY, "resnet20_quant", stem="res20"), words)
     return job / "checkpoint" / "model_best.pt"
 
 
 @pytest.fixture(scope="module")
 def exported(trained: Path) -> Path:
-    from export import export
-
     path = trained.parent / "out" / "model.safetensors"
-    export(checkpoint=str(trained), out=str(path))
+    export(checkpoint=trained, out=path)
     return path
 
 
@@ -83,9 +87,7 @@ def test_bits_and_method_come_from_the_run(exported: Path) -> None:
 def test_a_packed_file_never_disagrees_with_its_checkpoint(
     trained: Path, exported: Path, data: Path, said: Said
 ) -> None:
-    from evaluate import evaluate
-
-    evaluate(model=str(exported), against=str(trained), demo=True, data_dir=str(data))
+    evaluate(model=exported, against=trained, demo=True, data_dir=data)
     lines = said().splitlines()
     assert f"0 of {TEST_IMAGES} predictions differ, largest logit difference 0" in lines[-1]
     top1 = [line.split("top-1: ")[1].split()[0] for line in lines if "top-1" in line]
@@ -97,27 +99,22 @@ def test_a_packed_file_never_disagrees_with_its_checkpoint(
 def test_files_that_disagree_are_told_apart(
     trained: Path, exported: Path, data: Path, said: Said, tmp_path: Path
 ) -> None:
-    from evaluate import evaluate
-    from export import export
-
-    export(checkpoint=str(trained), out=str(tmp_path / "two.safetensors"), method="ours", bitW=2)
+    export(checkpoint=trained, out=tmp_path / "two.safetensors", method="ours", bitW=2)
     assert "note: trained with --bitW 3, taken with --bitW 2" in said()
-    evaluate(model=str(exported), against=str(tmp_path / "two.safetensors"), demo=True, data_dir=str(data))
+    evaluate(model=exported, against=tmp_path / "two.safetensors", demo=True, data_dir=data)
     assert float(said().split()[-1]) > 0
 
 
 def test_an_image_file_gets_the_class_that_evaluation_gives_its_pixels(
     exported: Path, data: Path, said: Said, tmp_path: Path
 ) -> None:
-    from predict import predict
-
     _, test = cifar10.load(data / "demo" / "cifar10")
     pixels = test.images[:3]
     (tmp_path / "below").mkdir()
     for index, name in enumerate(("0.png", "1.bmp", "below/2.tiff")):
         Image.fromarray(pixels[index].permute(1, 2, 0).numpy()).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
-    predict(str(tmp_path), model=str(exported), top="10")
+    predict(tmp_path, model=exported, top=10)
     first, *lines = said().splitlines()
     assert "demo" in first
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (cifar10.MEAN, cifar10.STD))
@@ -131,8 +128,6 @@ def test_an_image_file_gets_the_class_that_evaluation_gives_its_pixels(
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "CMYK"])
 def test_any_kind_of_image_is_prepared_as_in_evaluation(mode: str, tmp_path: Path) -> None:
-    from predict import prepare
-
     path = tmp_path / "image.tiff"
     Image.new(mode, (50, 41)).save(path)
     how = describe({"model": "resnet50_dsan", "img_size": 28, "bitW": 4}, 31).preprocessing
@@ -143,20 +138,15 @@ def test_any_kind_of_image_is_prepared_as_in_evaluation(mode: str, tmp_path: Pat
 def test_an_onnx_file_is_told_from_its_checkpoint_by_rounding_alone(
     trained: Path, data: Path, tmp_path: Path, said: Said
 ) -> None:
-    from evaluate import evaluate
-    from export import export
-
     state = fill_by_name(build_model("resnet20_quant", bitW=2, abitW=2)).state_dict()  # no sum on a threshold
     torch.save({"state_dict_t": state}, tmp_path / "ours.pt")
     typed = {"model": "resnet20_quant", "method": "ours", "bitW": 2, "abitW": 2}
     for name, format in (("ours.onnx", "onnx"), ("ours.safetensors", "packed")):
-        export(checkpoint=str(tmp_path / "ours.pt"), out=str(tmp_path / name), format=format, **typed)
-    evaluate(
-        model=str(tmp_path / "ours.onnx"), against=str(tmp_path / "ours.safetensors"), demo=True, data_dir=str(data)
-    )
+        export(checkpoint=tmp_path / "ours.pt", out=tmp_path / name, format=format, **typed)
+    evaluate(model=tmp_path / "ours.onnx", against=tmp_path / "ours.safetensors", demo=True, data_dir=data)
     assert f"0 of {TEST_IMAGES} predictions differ" in said()
-    export(checkpoint=str(trained), out=str(tmp_path / "lsq.onnx"), format="onnx")
-    evaluate(model=str(tmp_path / "lsq.onnx"), against=str(trained), demo=True, data_dir=str(data))
+    export(checkpoint=trained, out=tmp_path / "lsq.onnx", format="onnx")
+    evaluate(model=tmp_path / "lsq.onnx", against=trained, demo=True, data_dir=data)
     differ = int(said().splitlines()[-1].split(": ")[1].split()[0])
     assert differ <= 2, "a code on a threshold may turn an image of noise over, not more"
 
@@ -168,9 +158,7 @@ def rows_of(text: str) -> dict[str, list[str]]:
 
 
 def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said: Said) -> None:
-    from parity import parity
-
-    parity(checkpoint=str(trained), data_dir=str(data), layer_images=2)
+    parity(checkpoint=trained, data_dir=data, layer_images=2)
     text = said()
     rows = rows_of(text)
     assert f"{TEST_IMAGES} demo images of test" in text
@@ -183,14 +171,10 @@ def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said
 
 
 def test_a_digits_network_of_ours_has_all_forms(demo_data: Callable[[], Path], tmp_path: Path, said: Said) -> None:
-    from parity import parity
-
     state = fill_by_name(build_model("MNISTmodel_quant", bitW=4, abitW=4)).state_dict()
     torch.save({"state_dict_t": state}, tmp_path / "ours.pt")
-    words = {"model": "MNISTmodel_quant", "bitW": 4, "demo": True, "data_dir": str(demo_data())}
-    parity(
-        checkpoint=str(tmp_path / "ours.pt"), src_data="mnist", tgt_data="mnistm", images=20, layer_images=2, **words
-    )
+    words = {"model": "MNISTmodel_quant", "bitW": 4, "demo": True, "data_dir": demo_data()}
+    parity(checkpoint=tmp_path / "ours.pt", src_data="mnist", tgt_data="mnistm", images=20, layer_images=2, **words)
     rows = rows_of(said())
     assert list(rows) == ["fake-quantized", "packed", "integer", "ONNX", "torch.export"]
     assert all(float(cells[1]) >= 99 for cells in rows.values())
@@ -198,12 +182,8 @@ def test_a_digits_network_of_ours_has_all_forms(demo_data: Callable[[], Path], t
 
 
 def test_a_torch_export_program_is_written_but_never_opened(trained: Path, tmp_path: Path, said: Said) -> None:
-    from evaluate import evaluate
-    from export import export
-    from predict import predict
-
     path = tmp_path / "lsq.pt2"
-    export(checkpoint=str(trained), out=str(path), format="pt2")
+    export(checkpoint=trained, out=path, format="pt2")
     assert str(REPOSITORY).encode() not in path.read_bytes(), "a file to ship names no folder of this machine"
     x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     extra = {"network": ""}
@@ -213,7 +193,7 @@ def test_a_torch_export_program_is_written_but_never_opened(trained: Path, tmp_p
     with torch.no_grad():
         assert torch.equal(program.module()(x), network(x))
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    for opening in (lambda: evaluate(model=str(path)), lambda: predict(str(tmp_path / "a.png"), model=str(path))):
+    for opening in (lambda: evaluate(model=path), lambda: predict(tmp_path / "a.png", model=path)):
         with pytest.raises(UserError, match="may run what it holds"):
             opening()
 
@@ -221,12 +201,16 @@ def test_a_torch_export_program_is_written_but_never_opened(trained: Path, tmp_p
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ({"out": "a.safetensors"}, "--checkpoint FILE"),
+        ({"out": "a.safetensors"}, "expected --checkpoint"),
+        ({"checkpoint": "TRAINED"}, "expected --out"),
         ({"checkpoint": "none.pt", "out": "a.safetensors"}, "no such file"),
         ({"checkpoint": "none.pt", "out": "a.pt"}, ".safetensors"),
         ({"checkpoint": "a.safetensors", "out": "a.safetensors"}, "already exported"),
-        ({"checkpoint": "none.pt", "out": "a.safetensors", "format": "tflite"}, "packed"),
-        ({"checkpoint": "none.pt", "out": "a.safetensors", "bitz": 4}, "unknown --bitz"),
+        (
+            {"checkpoint": "none.pt", "out": "a.safetensors", "format": "tflite"},
+            "--format: expected one of packed, onnx, pt2, not 'tflite'",
+        ),
+        ({"checkpoint": "none.pt", "out": "a.safetensors", "bitz": 4}, "unknown flag --bitz; did you mean --bitW?"),
         ({"checkpoint": "TRAINED", "out": "a.safetensors", "bitW": "four"}, "--bitW"),
         ({"checkpoint": "TRAINED", "out": "a.safetensors", "bitW": 1}, "method lsq defines"),
         ({"checkpoint": "TRAINED", "out": "a.safetensors", "model": "resnet56_quant"}, "another model"),
@@ -238,28 +222,24 @@ def test_a_torch_export_program_is_written_but_never_opened(trained: Path, tmp_p
 def test_what_cannot_be_exported_is_refused(
     words: dict, says: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from export import export
-
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=says):
-        export(**{key: str(trained) if value == "TRAINED" else value for key, value in words.items()})
+    typed = {key: trained if value == "TRAINED" else value for key, value in words.items()}
+    assert says in refused("export", *words_of(**typed))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_without_a_configuration_needs_typed_ones(trained: Path, tmp_path: Path) -> None:
-    from export import export
-
     bare, out = tmp_path / "bare.pt", tmp_path / "bare.safetensors"
     weights = checkpoint.read(trained)["state_dict_t"]
     checkpoint.save({"state_dict": {k: v for k, v in weights.items() if "quantizer" not in k}}, bare)
     with pytest.raises(UserError, match="--model and --bitW"):
-        export(checkpoint=str(bare), out=str(out))
-    export(checkpoint=str(bare), out=str(out), model="resnet20_quant", bitW=4)
+        export(checkpoint=bare, out=out)
+    export(checkpoint=bare, out=out, model="resnet20_quant", bitW=4)
     assert packed.load(out)[1].scheme["abitW"] == 4
     del weights["bn.running_mean"]
     checkpoint.save({"state_dict": weights}, bare)
     with pytest.raises(UserError, match=r"bn\.running_mean .* not in it"):
-        export(checkpoint=str(bare), out=str(out), model="resnet20_quant", bitW=4)
+        export(checkpoint=bare, out=out, model="resnet20_quant", bitW=4)
 
 
 @pytest.mark.parametrize("forged", [{"act_range": "wide"}, {"bitW": None}, {"model": ["resnet20_quant"]}])
@@ -273,36 +253,29 @@ def test_a_configuration_that_no_network_has_is_one_line(trained: Path, tmp_path
 
 
 def test_files_of_different_tasks_are_not_compared(exported: Path, tmp_path: Path) -> None:
-    from evaluate import evaluate
-
     description = describe({"model": "MNISTmodel_quant", "bitW": 4, "abitW": 4}, 10)
     packed.save(description.build(), description, tmp_path / "digits.safetensors")
     with pytest.raises(UserError, match=r"has task resnet20, .* dann_digits"):
-        evaluate(model=str(exported), against=str(tmp_path / "digits.safetensors"), demo=True)
+        evaluate(model=exported, against=tmp_path / "digits.safetensors", demo=True)
     with pytest.raises(UserError, match="--src_data and --tgt_data"):
-        evaluate(model=str(tmp_path / "digits.safetensors"), demo=True)
+        evaluate(model=tmp_path / "digits.safetensors", demo=True)
     with pytest.raises(UserError, match="unknown flag --src_data"):
-        evaluate(model=str(exported), demo=True, src_data="mnist")
+        evaluate(model=exported, demo=True, src_data="mnist")
 
 
 def test_an_onnx_file_without_onnxruntime_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from predict import predict
-
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"onnxruntime is not installed; .*\[deploy\]"):
-        predict(str(tmp_path / "a.png"), model=str(tmp_path / "a.onnx"))
+        predict(tmp_path / "a.png", model=tmp_path / "a.onnx")
 
 
 @pytest.mark.parametrize(("words", "says"), [(["none.png"], "no such file"), ([], "IMAGE"), (["."], "no images")])
 def test_images_that_are_not_there_are_refused(
     words: list[str], says: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from predict import predict
-
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=says):
-        predict(*words, model=str(exported))
+    assert says in refused("predict", *words, "--model", exported)
 
 
 def test_on_the_command_line_a_fault_is_one_line_and_status_2(exported: Path, tmp_path: Path) -> None:

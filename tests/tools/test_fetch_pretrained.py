@@ -6,28 +6,30 @@ import hashlib
 import io
 import json
 import random
+import re
 import stat
 import subprocess
 import sys
 import zipfile
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fetch_pretrained
 import gdown
 import pytest
 import torch
-from published import ledger, sources
-from published.layout import TASKS, check, folder_of, place, wanted
 
 from common.config.naming import find_source
+from common.config.options import parse
 from common.errors import UserError
 from common.models import build_model
 from common.runs import checkpoint
 from tests.conftest import REPOSITORY
+from tests.tools.entry import refused, type_in
 from tests.tools.weights_server import PAGE, Site, serve
+from tools import fetch_pretrained
+from tools.published import ledger, sources
+from tools.published.layout import TASKS, check, folder_of, place, wanted
 
 NAME = "res20_32bit/model_best.pt"
 LINK = "https://drive.google.com/drive/folders/1WwfrNrsDHZl-kKONcXHUUnw3mNpCzh6k"
@@ -59,7 +61,7 @@ def publish(site: Site, content: bytes, name: str = NAME, sha256: str | None = N
 
 
 def download(site: Site, dest: Path, **flags: Any) -> None:
-    fetch_pretrained.download(task="resnet20", dest=str(dest), base_url=site.url, **{"retries": 1} | flags)
+    fetch_pretrained.download(task="resnet20", dest=dest, base_url=site.url, **{"retries": 1} | flags)
 
 
 def looked_at(dest: Path) -> list[str]:
@@ -70,10 +72,8 @@ def looked_at(dest: Path) -> list[str]:
 
 def test_what_arrives_is_found_by_the_program_and_recorded(site: Site, weights: bytes, tmp_path: Path) -> None:
     download(site, tmp_path)
-    options = Namespace(
-        source_dir=str(tmp_path / "resnet20"), source_file=NAME, demo=False, pair=None, bits=8, method="ours"
-    )
-    assert find_source(options, TASKS["resnet20"], []).read_bytes() == weights
+    options = parse(TASKS["resnet20"], ["--source_dir", str(tmp_path / "resnet20"), "--source_file", NAME])
+    assert find_source(options, []).read_bytes() == weights
     records = ledger.read(tmp_path / "resnet20" / ledger.NAME)
     assert records[NAME]["sha256"] == hashlib.sha256(weights).hexdigest()
     assert not (tmp_path / "resnet20" / ".fetching").exists()
@@ -212,7 +212,7 @@ def test_a_drive_folder_is_placed_by_the_part_of_its_paths_that_counts(site, wei
 
     monkeypatch.setattr(gdown, "download_folder", drive)
     monkeypatch.setattr(sources, "_DRIVE_FILE", site.url + "/{}")
-    fetch_pretrained.download(task="resnet20", dest=str(tmp_path), retries=0)
+    fetch_pretrained.download(task="resnet20", dest=tmp_path, retries=0)
     assert asked == [LINK]
     assert looked_at(tmp_path) == ["ours/" + NAME]
 
@@ -225,28 +225,25 @@ def test_a_drive_over_its_quota_is_one_line(where: str, site: Site, tmp_path: Pa
     monkeypatch.setattr(gdown, "download_folder", lambda *_, **__: [SimpleNamespace(id="1", path=NAME)])
     monkeypatch.setattr(gdown, where, refuse)
     with pytest.raises(UserError) as raised:
-        fetch_pretrained.download(task="resnet20", dest=str(tmp_path))
+        fetch_pretrained.download(task="resnet20", dest=tmp_path)
     assert "Too many users" in str(raised.value)
     assert "Advice" not in str(raised.value)
     assert str(tmp_path / "resnet20" / NAME) in str(raised.value)
 
 
-def test_a_full_disk_and_ctrl_c_end_cleanly(site: Site, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_full_disk_and_ctrl_c_end_cleanly(site: Site, tmp_path: Path, monkeypatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "file"))
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    words = ["download", "--task", "resnet20", "--dest", str(tmp_path), "--base_url", site.url]
-    monkeypatch.setattr(sys, "argv", ["fetch_pretrained.py", *words])
+    words = ["download", "--task", "resnet20", "--dest", tmp_path, "--base_url", site.url]
     monkeypatch.setattr(fetch_pretrained, "transfer", full)
-    with pytest.raises(UserError, match=r"could not write .*: No space left on device; make room"):
-        fetch_pretrained.main()
+    assert re.search(r"could not write .*: No space left on device; make room", refused("fetch_pretrained", *words))
     monkeypatch.setattr(fetch_pretrained, "transfer", interrupted)
-    with pytest.raises(SystemExit, match="130"):
-        fetch_pretrained.main()
-    assert "interrupted; the same command goes on from there" in capsys.readouterr().err
+    status, _, errors = type_in("fetch_pretrained", *words)
+    assert (status, errors) == (130, "interrupted; the same command goes on from there\n")
     assert looked_at(tmp_path) == []
 
 
@@ -266,21 +263,21 @@ def test_a_dry_run_asks_nobody_and_writes_nothing(site: Site, tmp_path: Path, mo
 
 def test_list_says_what_is_published_and_what_is_here(site: Site, tmp_path: Path, capsys) -> None:
     for state in ("missing", "here"):
-        fetch_pretrained.list_published(task="resnet20", dest=str(tmp_path), base_url=site.url)
+        fetch_pretrained.list_published(task="resnet20", dest=tmp_path, base_url=site.url)
         assert f"{NAME}  {state}\n" in capsys.readouterr().out
         download(site, tmp_path)
 
 
 def test_verify_notices_one_changed_byte(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     download(site, tmp_path)
-    fetch_pretrained.verify(task="resnet20", dest=str(tmp_path))
+    fetch_pretrained.verify(task="resnet20", dest=tmp_path)
     assert f"{NAME}  here" in capsys.readouterr().out
     path = tmp_path / "resnet20" / NAME
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"changed since it was recorded.*download --task resnet20 --replace"):
-        fetch_pretrained.verify(task="resnet20", dest=str(tmp_path))
+        fetch_pretrained.verify(task="resnet20", dest=tmp_path)
 
 
 def zipped(path: Path, members: dict[str, bytes], link: str = "") -> Path:
@@ -303,7 +300,7 @@ def test_files_obtained_by_hand_are_installed(form: str, weights: bytes, tmp_pat
         for name, content in names.items():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes(content)
-    fetch_pretrained.install(str(source), dest=str(tmp_path / "to"))  # the names say which task
+    fetch_pretrained.install(source, dest=tmp_path / "to")  # the names say which task
     assert looked_at(tmp_path / "to") == [NAME]
     assert (tmp_path / "to" / "resnet20" / NAME).read_bytes() == weights
     assert ledger.state(tmp_path / "to" / "resnet20", NAME) == "recorded"
@@ -317,7 +314,7 @@ def test_an_archive_with_an_unsafe_path_is_refused_whole(unsafe: str, weights: b
     link = "res20_8bit/model_best.pt" if unsafe == "link" else ""
     archive = zipped(tmp_path / "a.zip", members, link)
     with pytest.raises(UserError, match=r"a\.zip: .*(unsafe path|is a link).*nothing of it was installed"):
-        fetch_pretrained.install(str(archive), task="resnet20", dest=str(tmp_path / "to"))
+        fetch_pretrained.install(archive, task="resnet20", dest=tmp_path / "to")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
@@ -327,10 +324,10 @@ def test_a_damaged_archive_leaves_nothing(weights: bytes, tmp_path: Path) -> Non
     content[len(content) // 2] ^= 1
     archive.write_bytes(content)
     with pytest.raises(UserError, match=f"{NAME}: cannot be read"):
-        fetch_pretrained.install(str(archive), dest=str(tmp_path / "to"))
+        fetch_pretrained.install(archive, dest=tmp_path / "to")
     archive.write_bytes(content[:1000])
     with pytest.raises(UserError, match=r"expected a folder or a \.zip"):
-        fetch_pretrained.install(str(archive), dest=str(tmp_path / "to"))
+        fetch_pretrained.install(archive, dest=tmp_path / "to")
     assert looked_at(tmp_path / "to") == []
 
 
@@ -343,7 +340,7 @@ def test_a_damaged_archive_leaves_nothing(weights: bytes, tmp_path: Path) -> Non
 )
 def test_a_file_whose_path_does_not_say_enough_is_refused(name: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
-        fetch_pretrained.install(str(zipped(tmp_path / "a.zip", {name: b"x"})), dest=str(tmp_path / "to"))
+        fetch_pretrained.install(zipped(tmp_path / "a.zip", {name: b"x"}), dest=tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
 
@@ -366,9 +363,14 @@ def test_the_published_tasks_are_what_their_programs_say() -> None:
         for program in programs:
             tree = ast.walk(ast.parse(program.read_text()))
             (call,) = [n for n in tree if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "Task"]
-            named = {word.arg: word.value.value for word in call.keywords if word.arg in ("model", "stem")}
-            assert [argument.value for argument in call.args[:2]] == [task.name, task.kind]
-            assert named == {"model": task.model} | ({"stem": task.stem} if task.stem else {})
+            named = {
+                word.arg: word.value.value
+                for word in call.keywords
+                if word.arg in ("model", "stem", "data", "objective")
+            }
+            assert call.args[0].value == task.name
+            domains = {"data": task.data, "objective": task.objective} if task.cross else {"stem": task.stem}
+            assert named == {"model": task.model} | domains
         assert all(place(task, f"x/pretrained/{name}") == name for name in wanted(task))
         assert folder_of(task).is_relative_to(REPOSITORY)
 
@@ -377,19 +379,17 @@ def test_the_published_tasks_are_what_their_programs_say() -> None:
     ("words", "said"),
     [
         (["fetch"], "expected one of download, list, install, verify"),
-        (["download", "--task", "resnet21"], "--task resnet21: expected one of resnet20"),
+        (["download", "--task", "resnet21"], "--task: expected one of resnet20"),
         (["download", "--dryrun"], "unknown flag --dryrun; did you mean --dry_run?"),
-        (["download", "--retries", "-1"], "--retries -1: expected a whole number"),
-        (["download", "--base_url", "ftp://x"], "--base_url ftp://x: expected an address"),
-        (["install"], "expected a folder or a .zip"),
+        (["download", "--retries", "-1"], "--retries: expected a whole number"),
+        (["download", "--base_url", "ftp://x"], "--base_url: expected an address"),
+        (["install"], "expected SOURCE"),
+        (["install", "a.zip", "b.zip"], "unexpected word 'b.zip'"),
         (["install", "/nowhere"], "/nowhere: there is no such folder or .zip"),
     ],
 )
-def test_bad_input_is_said(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["fetch_pretrained.py", *words])
-    with pytest.raises(UserError) as raised:
-        fetch_pretrained.main()
-    assert said in str(raised.value)
+def test_bad_input_is_said(words: list[str], said: str) -> None:
+    assert said in refused("fetch_pretrained", *words)
 
 
 def test_the_command_line_ends_in_one_line_and_status_2(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from runs.launcher import Command, Launcher, Outcome, device_environment, run_all
 
 from common.errors import UserError
 from tests.conftest import REPOSITORY
+from tools.runs.launcher import Command, Launcher, Outcome, device_environment, run_all
 
 
 def command(folder: Path, name: str, code: str, needs: str | None = None) -> Command:
@@ -79,9 +79,9 @@ time.sleep(60)
 """
     program = f"""
 import signal, sys
-sys.path[:0] = [{str(REPOSITORY)!r}, {str(REPOSITORY / "tools")!r}]
+sys.path.insert(0, {str(REPOSITORY)!r})
 from pathlib import Path
-from runs.launcher import Command, Launcher, run_all
+from tools.runs.launcher import Command, Launcher, run_all
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.default_int_handler)
 folder = Path({str(tmp_path)!r})

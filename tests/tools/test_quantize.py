@@ -1,8 +1,6 @@
 """tools/quantize.py through its command line, on image folders, and what export, predict and evaluate make of its file."""
 
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,12 @@ from common.deploy.restore import restore
 from common.errors import UserError
 from common.models import build_model
 from common.runs import checkpoint
-from tests.conftest import REPOSITORY
+from tests.tools.entry import refused, type_in, words_of
+from tools.deployed.images import prepare
+from tools.evaluate import evaluate
+from tools.export import export
+from tools.predict import predict
+from tools.quantize import quantize
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str]:
-    """Status, output and errors of the program, run as a script in this process: its imports take seconds."""
-    monkeypatch.setattr(sys, "argv", ["quantize.py", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(REPOSITORY / "tools" / "quantize.py"), run_name="__main__")
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err
-
-
-def test_a_pretrained_classifier_is_quantized_reported_and_saved(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_pretrained_classifier_is_quantized_reported_and_saved(photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     floating = build_model("torchvision:mnasnet0_5", num_classes=3)
     torch.save(floating.state_dict(), tmp_path / "float.pth")
@@ -57,7 +49,7 @@ def test_a_pretrained_classifier_is_quantized_reported_and_saved(
         32,
     ]
     words += ["--method", "lsq", "--bitW", 3, "--abitW", 4, "--calibrate", 2, "--batch_size", 4]
-    status, output, errors = run(monkeypatch, capsys, *words, "--out", tmp_path / "quantized.pt")
+    status, output, errors = type_in("quantize", *words, "--out", tmp_path / "quantized.pt")
     assert status == 0, errors
     assert "quantized 52 of 52 convolutions" in output
     assert "left float: layers.8.0.layers.0: its input: can be negative" in output
@@ -84,31 +76,19 @@ def test_a_pretrained_classifier_is_quantized_reported_and_saved(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (["--model", "resnet18"], "--model resnet18: expected torchvision:NAME"),
-        (["--bitW", "four"], "--bitW four: expected a whole number"),
+        (["--model", "resnet18"], "--model: expected torchvision:NAME, not 'resnet18'"),
+        (["--bitW", "four"], "--bitW: expected bits from 1 to 32, not 'four'"),
+        (["--out", "."], "--out: expected a file to write, and . is a folder"),
         (["--images", "nowhere"], "no folder|no domain nowhere"),
         (["--weights", "missing.pth"], "missing.pth: there is no such file"),
-        (["--out", "missing/q.pt"], "there is no folder missing"),
-        (["--bitsW", 4], "--bitsW: no such flag"),
+        (["--bitsW", 4], r"unknown flag --bitsW; did you mean --bitW\?"),
     ],
 )
-def test_bad_flags_end_in_one_line(changes: list, text: str, photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    words = [
-        "--model",
-        "torchvision:mnasnet0_5",
-        "--images",
-        photos,
-        "--out",
-        tmp_path / "q.pt",
-        "--img_size",
-        32,
-        *changes,
-    ]
+def test_bad_flags_end_in_one_line(changes: list, text: str, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    flags = {"model": "torchvision:mnasnet0_5", "images": photos, "out": tmp_path / "q.pt", "img_size": 32}
+    flags.pop(changes[0][2:], None)
     monkeypatch.chdir(tmp_path)
-    status, _, errors = run(monkeypatch, capsys, *words)
-    assert status == 2
-    (line,) = errors.splitlines()
-    assert re.search(text, line)
+    assert re.search(text, refused("quantize", *words_of(**flags), *changes))
     assert not list(tmp_path.glob("*.pt"))
 
 
@@ -117,26 +97,20 @@ SIDE = 40
 
 @pytest.fixture(scope="module")
 def quantized(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from quantize import quantize
-
     path = tmp_path_factory.mktemp("own") / "quantized.pt"
     name = "torchvision:resnet18"
-    quantize(model=name, images=str(photos), out=str(path), img_size=SIDE, calibrate=2, batch_size=4)
+    quantize(model=name, images=photos, out=path, img_size=SIDE, calibrate=2, batch_size=4)
     return path
 
 
 @pytest.fixture(scope="module")
 def shipped(quantized: Path) -> Path:
-    from export import export
-
     path = quantized.with_name("q.safetensors")
-    export(checkpoint=str(quantized), out=str(path))
+    export(checkpoint=quantized, out=path)
     return path
 
 
 def test_classes_image_size_and_preprocessing_travel_in_the_file(quantized: Path, shipped: Path, photos: Path) -> None:
-    from predict import prepare
-
     description = packed.load(shipped)[1]
     assert description == restore(quantized)[1]
     assert description.classes == ("bike", "mug", "pen")
@@ -148,19 +122,15 @@ def test_classes_image_size_and_preprocessing_travel_in_the_file(quantized: Path
 def test_every_form_of_the_file_predicts_and_packed_never_disagrees(
     quantized: Path, shipped: Path, photos: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    from evaluate import evaluate
-    from export import export
-    from predict import predict
-
-    export(checkpoint=str(quantized), out=str(quantized.with_name("q.onnx")), format="onnx")
+    export(checkpoint=quantized, out=quantized.with_name("q.onnx"), format="onnx")
     said = []
     for path in (quantized, shipped, quantized.with_name("q.onnx")):
         capsys.readouterr()
-        predict(str(photos / "mug" / "0.png"), model=str(path), top="3")
+        predict(photos / "mug" / "0.png", model=path, top=3)
         said.append(capsys.readouterr().out.splitlines()[1])
         assert all(name in said[-1] for name in ("bike", "mug", "pen"))
     assert said[0] == said[1], "the ONNX file rounds in an order of its own"
-    evaluate(model=str(shipped), against=str(quantized), images=str(photos))
+    evaluate(model=shipped, against=quantized, images=photos)
     assert "0 of 15 predictions differ, largest logit difference 0\n" in capsys.readouterr().out
 
 
@@ -175,12 +145,10 @@ def test_a_packed_classifier_is_four_bits_a_weight(quantized: Path, shipped: Pat
 def test_folders_are_told_by_name_where_some_classes_are_absent(
     shipped: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    from evaluate import evaluate
-
     for name in ("mug", "pen"):
         (tmp_path / "some" / name).mkdir(parents=True)
         (tmp_path / "some" / name / "0.png").write_bytes((photos / name / "0.png").read_bytes())
-    evaluate(model=str(shipped), images=str(tmp_path / "some"))
+    evaluate(model=shipped, images=tmp_path / "some")
     top1 = float(capsys.readouterr().out.split("top-1: ")[1].split()[0])
     network, description = packed.load(shipped)
     images = read_domain(tmp_path, "some")
@@ -192,19 +160,16 @@ def test_folders_are_told_by_name_where_some_classes_are_absent(
 def test_what_evaluation_cannot_know_is_refused_in_one_line(
     quantized: Path, shipped: Path, photos: Path, tmp_path: Path
 ) -> None:
-    from evaluate import evaluate
-    from export import export
-
     with pytest.raises(UserError, match=r"q\.safetensors belongs to no task .* --images"):
-        evaluate(model=str(shipped))
+        evaluate(model=shipped)
     with pytest.raises(UserError, match="--demo: has no meaning with --images"):
-        evaluate(model=str(shipped), images=str(photos), demo=True)
+        evaluate(model=shipped, images=photos, demo=True)
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "dog").mkdir()
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name / "0.png").write_bytes((photos / "mug" / "0.png").read_bytes())
     with pytest.raises(UserError, match="cat, dog is no class of this network; expected folders among bike, mug, pen"):
-        evaluate(model=str(shipped), images=str(tmp_path / "photos"))
+        evaluate(model=shipped, images=tmp_path / "photos")
     state = checkpoint.read(quantized)["state_dict_t"]
     torch.save({"state_dict_t": state}, tmp_path / "bare.pt")
     (tmp_path / "short.pt").write_bytes(quantized.read_bytes()[:-1000])
@@ -214,4 +179,4 @@ def test_what_evaluation_cannot_know_is_refused_in_one_line(
         ("short.pt", {}, "not a complete PyTorch checkpoint"),
     ):
         with pytest.raises(UserError, match=says):
-            export(checkpoint=str(tmp_path / name), out=str(tmp_path / "a.safetensors"), **typed)
+            export(checkpoint=tmp_path / name, out=tmp_path / "a.safetensors", **typed)

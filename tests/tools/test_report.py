@@ -14,24 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import report
-from page import cells, plots
-from page.jobs import read
 from PIL import Image
 
 from common.config.tasks import Task
 from common.data.demo import cifar10, digits
-from common.engine import cross_domain, single_domain
-from common.errors import UserError
+from common.engine import program
+from tests.tools.entry import refused
+from tools import report
+from tools.page import entries, plots
+from tools.page.jobs import read
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 DIGITS = {"src_data": "mnist", "tgt_data": "mnistm"}
 TINY = ["--demo", "--num_epochs", "1", "--num_workers", "0"]
 PROGRAMS = (
-    (single_domain, Task("resnet20", "single", Path("."), "resnet20_quant", "res20"), "resnet_4bit"),
+    (Task("resnet20", Path("."), "resnet20_quant", stem="res20"), "resnet_4bit"),
     (
-        cross_domain,
-        Task("dann_digits", "digits", Path("."), "MNISTmodel_quant", crp=True, defaults=DIGITS),
+        Task("dann_digits", Path("."), "MNISTmodel_quant", "digits", "dann", crp=True, defaults=DIGITS),
         "digits <b>$crp$",
     ),
 )
@@ -47,7 +46,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for maker, train, test in ((cifar10, 100, 50), (digits, 128, 100)):
             patch.setattr(maker, "TRAIN_IMAGES", train)
             patch.setattr(maker, "TEST_IMAGES", test)
-        for program, task, name in PROGRAMS:  # in this process: a second import of torch costs more than the training
+        for task, name in PROGRAMS:  # in this process: a second import of torch costs more than the training
             program.run(task, [str(word) for word in (*words, "--job_dir", folder / name)])
     for name in ("unfinished", "cut summary", "no accuracy", "cut checkpoint"):
         shutil.copytree(folder / "resnet_4bit", folder / name)
@@ -65,7 +64,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(jobs: Path) -> str:
     path = jobs.parent / "page" / "report.html"
-    report.report(str(jobs), out=str(path))
+    report.report(str(jobs), out=path)
     return path.read_text(encoding="utf-8")
 
 
@@ -180,10 +179,10 @@ def test_a_single_domain_run_records_its_classes(jobs: Path) -> None:
 def test_runs_that_differ_in_a_flag_are_not_averaged(jobs: Path) -> None:
     one, other = (read(jobs / "resnet_4bit", name) for name in ("a", "b"))
     other.config["options"]["seed"] = 7
-    (cell,) = cells.cells_of([one, other])
-    assert (cell.label, len(cell.runs)) == ("ours", 2)
+    (entry,) = entries.entries_of([one, other])
+    assert (entry.label, len(entry.runs)) == ("ours", 2)
     other.config["options"]["lr"] = 0.5
-    labels = [cell.label for cell in cells.cells_of([one, other])]
+    labels = [entry.label for entry in entries.entries_of([one, other])]
     assert labels == [f"ours (lr {one.config['options']['lr']})", "ours (lr 0.5)"]
 
 
@@ -201,8 +200,7 @@ def test_a_wrong_call_ends_in_one_line(
     words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=line):
-        report.report(*words)
+    assert line in refused("report", *words)
     assert not (tmp_path / "results").exists()
 
 

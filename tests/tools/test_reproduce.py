@@ -1,32 +1,37 @@
 """Rows of the README's tables: what is run, in which order, what is kept of it, and the table that comes out."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-import reproduce
 import torch
-from runs import disk
-from runs.anchors import ANCHORS
-from runs.programs import programs
-from runs.rows import label, plan, select
 
 from common.config import recipes
 from common.config.options import parse
-from common.config.tasks import REPOSITORY, Task
+from common.config.tasks import Task
 from common.data.demo import cifar10
+from common.data.locate import REPOSITORY
 from common.errors import UserError
 from tests.conftest import refusal, run
+from tests.tools.entry import refused, type_in, words_of
+from tools.runs import disk
+from tools.runs.anchors import ANCHORS
+from tools.runs.plan import Planned
+from tools.runs.programs import programs
+from tools.runs.table_rows import label, select
+from tools.runs.table_runs import runs_of
 
 TASKS = {str(task.folder / "main.py"): task for tasks in programs().values() for task in tasks}
 
 
-def dry(capsys: pytest.CaptureFixture, **flags: Any) -> list[tuple[Task, Any]]:
+def dry(**flags: Any) -> list[tuple[Task, Any]]:
     """The tasks and parsed options of the commands that --dry_run prints."""
-    reproduce.reproduce(dry_run=True, **flags)
-    about, *lines = capsys.readouterr().out.splitlines()
+    status, said, errors = type_in("reproduce", *words_of(dry_run=True, **flags))
+    assert status == 0, errors
+    about, *lines = said.splitlines()
     assert about.startswith("# disk: ")
     commands = [shlex.split(line) for line in lines]
     assert all(python == "python" for python, *_ in commands)
@@ -35,26 +40,26 @@ def dry(capsys: pytest.CaptureFixture, **flags: Any) -> list[tuple[Task, Any]]:
 
 
 def test_every_row_of_every_table_is_run_after_what_it_starts_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = dry(capsys, demo=True, num_epochs=1, img_size=32)
-    planned = {(task.name, options.pair, options.bits) for task, options in found}
+    found = dry(demo=True, num_epochs=1, img_size=32)
+    planned = {(task.name, options.pair, options.quantization.bits) for task, options in found}
     rows = [row for table in recipes.TABLES.values() for row in table]
     assert planned == {(row.task, row.pair, bits) for row in rows for bits in (row.bits, 32)}
     assert len(planned) == len(found), "each once"
     jobs: dict[str, int] = {}
     for task, options in found:
-        row = recipes.find_row(task.name, options.bits, options.pair)
+        row = recipes.find_row(task.name, options.quantization.bits, options.pair)
         assert row is not None
-        assert (options.demo, options.num_epochs, options.resume) == (True, 1, "")
-        if options.bits != 32:
-            assert options.grad_approx == row.flags["grad_approx"]
+        assert (options.data.demo, options.training.num_epochs, options.run.resume) == (True, 1, "")
+        if options.quantization.bits != 32:
+            assert options.quantization.grad_approx == row.flags["grad_approx"]
             assert task.crp == row.crp
-            source = str(Path(options.source_dir, options.source_file).parents[1])
+            source = str(Path(options.start.source_dir, options.start.source_file).parents[1])
             assert jobs[source] == row.pretrained_bits, "planned before, at the table's width"
-        assert options.job_dir not in jobs
-        jobs[options.job_dir] = options.bits
+        assert options.run.job_dir not in jobs
+        jobs[options.run.job_dir] = options.quantization.bits
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
@@ -65,39 +70,40 @@ def test_rows_and_bits_as_the_readme_calls_them() -> None:
     ]
     assert len(chosen) == 12
     assert [row.task for row in select(list(recipes.TABLES), ["resnet-20"], [])] == ["resnet20"] * 4
-    chain = plan(select(["densenet40"], [], [2]))
+    chain = runs_of(select(["densenet40"], [], [2]))
     assert [run.name for run in chain] == ["dense_32bit", *(f"dense_{bits}bit_daq_grad" for bits in (8, 4, 3, 2))]
-    assert [run.name for run in plan(select(["dann_office"], ["D-A"], [32]))] == ["da_32bit"]
+    assert [run.name for run in runs_of(select(["dann_office"], ["D-A"], [32]))] == ["da_32bit"]
 
 
 def test_the_ablation_adds_a_part_at_a_time_from_the_same_float_network() -> None:
-    office = plan(select(["dsan_office"], ["A-W"], [4]), ablation=True)
+    office = runs_of(select(["dsan_office"], ["A-W"], [4]), ablation=True)
     assert [run.name for run in office] == [
         *("aw_32bit", "aw_4bit_daq", "aw_4bit_daq_grad", "aw_4bit_daq_grad_crp"),
     ]
     assert [run.task.crp for run in office] == [False, False, False, True]
     assert {run.source for run in office[1:]} == {office[0]}
     assert ["ste" in run.flags() for run in office[1:]] == [True, False, False]
-    cifar = plan(select(["resnet20"], [], [4]), ablation=True)
+    cifar = runs_of(select(["resnet20"], [], [4]), ablation=True)
     assert [run.name for run in cifar[1:3]] == ["res20_8bit_daq", "res20_4bit_daq"], "a chain of its own"
     assert not any("crp" in run.parts for run in cifar)
-    plain = plan(select(["dann_office"], ["A-W"], [4]), crp=False)
+    plain = runs_of(select(["dann_office"], ["A-W"], [4]), crp=False)
     assert [run.name for run in plain] == ["aw_32bit", "aw_4bit_daq_grad"]
 
 
-def test_a_flag_goes_to_the_runs_that_have_it(capsys: pytest.CaptureFixture) -> None:
-    found = dry(capsys, task=("resnet20", "dsan_office"), rows="ResNet-20,A-W", bits=8, mu=0.7, param=0.9, lr=0.5)
+def test_a_flag_goes_to_the_runs_that_have_it() -> None:
+    found = dry(task="resnet20,dsan_office", rows="ResNet-20,A-W", bits=8, mu=0.7, param=0.9, lr=0.5)
     assert len(found) == 4
     for task, options in found:
-        assert options.lr == 0.5
-        assert getattr(options, "param", None) == (0.9 if task.kind == "dsan" else None)
-        assert getattr(options, "mu", None) == (0.7 if task.crp else None)
+        flat = options.flat()
+        assert flat["lr"] == 0.5
+        assert flat.get("param") == (0.9 if task.objective == "dsan" else None)
+        assert flat.get("mu") == (0.7 if task.crp else None)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"task": "resnet18"}, "--task resnet18: expected all, or some of resnet20,"),
+        ({"task": "resnet18"}, "--task: expected one of all, resnet20,"),
         ({"task": "dann_office", "rows": "A-X"}, "--rows A-X: expected some of A-W, D-W,"),
         ({"task": "resnet20", "bits": 5}, "--bits 5: expected some of 32, 8, 4, 3, 2"),
         ({"task": "resnet20", "mu": 1}, "unknown flag --mu"),
@@ -112,9 +118,7 @@ def test_a_flag_goes_to_the_runs_that_have_it(capsys: pytest.CaptureFixture) -> 
     ],
 )
 def test_wrong_flags_get_one_clear_line(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message) as raised:
-        reproduce.reproduce(out=str(tmp_path / "out"), **flags)
-    assert "\n" not in str(raised.value)
+    assert re.search(message, refused("reproduce", *words_of(out=tmp_path / "out", **flags)))
     assert not (tmp_path / "out").exists()
 
 
@@ -123,7 +127,7 @@ def test_a_published_file_takes_the_place_of_the_float_network(tmp_path: Path, m
     file = tmp_path / "pretrained" / "ours" / "res20_32bit" / "model_best.pt"
     file.parent.mkdir(parents=True)
     file.touch()
-    first, second = plan(select(["resnet20"], [], [4]), fetched=True)
+    first, second = runs_of(select(["resnet20"], [], [4]), fetched=True)
     assert (first.bits, first.file, first.source) == (8, file, None)
     assert (second.file, second.source) == (None, first)
 
@@ -145,17 +149,19 @@ class Table:
             patch.setattr(cifar10, "TEST_IMAGES", 50)
             cifar10.write(self.data / "demo" / "cifar10")
 
-    def run(self, **flags: Any) -> None:
+    def run(self, **flags: Any) -> int:
+        """The exit status; what was said is in ``said`` and ``errors``."""
         given = {"task": "resnet20", "bits": 8, "demo": True, "num_epochs": 1, "out": self.out, "data_dir": self.data}
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OMP_NUM_THREADS", "1")
-            reproduce.reproduce(**given | flags)
+            status, self.said, self.errors = type_in("reproduce", *words_of(**given | flags))
+        return status
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     table = Table(tmp_path_factory.mktemp("table"))
-    table.run()
+    assert table.run() == 0, table.errors
     return table
 
 
@@ -179,25 +185,27 @@ def test_a_finished_row_keeps_its_best_weights_alone_as_foretold(table: Table) -
     assert set(files) == {"model_best.pt"}
     content = torch.load(files["model_best.pt"], weights_only=True)
     assert not content.keys() & {"optimizer_t", "scheduler_t", "random"}
-    run8 = plan(select(["resnet20"], [], [8]))[1]
-    (weights, momentum) = disk.network_bytes(run8, run8.arguments(table.out, {}))
+    run8 = runs_of(select(["resnet20"], [], [8]))[1]
+    planned = Planned(run8.name, run8.task, table.jobs, run8.arguments(table.jobs, {}))
+    options = parse(planned.task, planned.arguments)
+    (weights, momentum) = disk.network_bytes(options)
     assert weights == pytest.approx(files["model_best.pt"].stat().st_size, rel=0.1)
-    assert disk.needed({run8: run8.arguments(table.out, {})}, 1) == (weights, 3 * (weights + momentum))
+    assert disk.needed({planned: options}, 1) == (weights, 3 * (weights + momentum))
     with pytest.raises(UserError, match=r"are needed and .* are free"):
         disk.check_free(table.out, 10**18)
 
 
-def test_what_is_finished_is_not_run_again(table: Table, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_finished_is_not_run_again(table: Table) -> None:
     text = (table.jobs / "table.md").read_text()
     before = {path: path.stat().st_mtime_ns for path in table.jobs.glob("res20*/**/*")}
-    table.run()
+    assert table.run() == 0
     assert {path: path.stat().st_mtime_ns for path in table.jobs.glob("res20*/**/*")} == before
     assert (table.jobs / "table.md").read_text() == text
-    assert "started" not in capsys.readouterr().err
-    table.run(dry_run=True)
-    assert capsys.readouterr().out.splitlines()[1:] == ["# every row is finished"]
-    with pytest.raises(UserError, match="holds runs with other settings"):
-        table.run(num_epochs=2)
+    assert "started" not in table.errors
+    assert table.run(dry_run=True) == 0
+    assert table.said.splitlines()[1:] == ["# every row is finished"]
+    assert table.run(num_epochs=2) == 2
+    assert "holds runs with other settings" in table.errors
 
 
 def test_the_task_itself_knows_that_a_trimmed_run_is_finished(table: Table) -> None:
@@ -218,4 +226,4 @@ def test_tox_has_an_environment_for_every_program() -> None:
     for name, tasks in programs().items():
         for task in tasks:
             assert name in text
-            assert task.kind == "single" or f"{name}-{task.folder.name}: cross_domain/{name}/{task.folder.name}" in text
+            assert not task.cross or f"{name}-{task.folder.name}: cross_domain/{name}/{task.folder.name}" in text

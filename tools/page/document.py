@@ -10,29 +10,29 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from page import layers, plots, svg
-from page.cells import Cell, cells_of, distinct
-from page.jobs import UNREADABLE, Run, reason
-from page.layers import Network
+from tools.page import layers, plots, svg
+from tools.page.entries import Entry, distinct, entries_of
+from tools.page.jobs import UNREADABLE, JobRecord, reason
+from tools.page.layers import Network
 
 Picture = tuple[Markup, str]  # the drawing, and a line below it
 
 
-def render(runs: Sequence[Run], every_seed: bool = False) -> str:
+def render(runs: Sequence[JobRecord], every_seed: bool = False) -> str:
     """The page. A run that turns out not to be drawable gets a ``problem`` and is listed like the others."""
     with svg.style():
         details = {}
         finished = [run for run in runs if not run.problem]
-        groups = [(same, cells_of(same)) for same in distinct(finished, lambda run: run.group)]
-        for _, cells in groups:
-            for cell in cells:
+        groups = [(same, entries_of(same)) for same in distinct(finished, lambda run: run.group)]
+        for _, entries in groups:
+            for entry in entries:
                 shown = every_seed
-                for run in cell.runs:
-                    section = run_section(run, cell.title, pictures=every_seed or not shown)
+                for run in entry.runs:
+                    section = run_section(run, entry.title, pictures=every_seed or not shown)
                     details[run.name] = section
                     shown = shown or section["network"] is not None
         networks = {name: section["network"] for name, section in details.items()}
-        sections = [group_section(cells, networks) for _, cells in groups]
+        sections = [group_section(entries, networks) for _, entries in groups]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,50 +51,50 @@ def render(runs: Sequence[Run], every_seed: bool = False) -> str:
     )
 
 
-def group_section(cells: Sequence[Cell], networks: dict[str, Network | None]) -> dict[str, Any]:
+def group_section(entries: Sequence[Entry], networks: dict[str, Network | None]) -> dict[str, Any]:
     """Runs of one task, pair and protocol: their table, and the pictures in which they stand side by side."""
-    first = cells[0].runs[0]
+    first = entries[0].runs[0]
     best = {
-        width: max(same, key=lambda cell: cell.accuracy("best")[0])
-        for width, same in ((same[0].bits, same) for same in distinct(cells, lambda cell: cell.bits))
+        width: max(same, key=lambda entry: entry.accuracy("best")[0])
+        for width, same in ((same[0].bits, same) for same in distinct(entries, lambda entry: entry.bits))
         if len(same) > 1
     }
     names = first.summary.get("classes", [])
     return {
         "title": first.task + (f", {first.pair}" if first.pair else ""),
         "run": first,
-        "cells": cells,
-        "networks": {cell.title: network_of(cell, networks) for cell in cells},
-        "leads": {cell.title for cell in best.values()},
-        "shifted": any(cell.shifted for cell in cells),
-        "several": any(len(cell.runs) > 1 for cell in cells),
-        "pictures": [*accuracy_pictures(cells), *curve_pictures(cells), *relation_pictures(cells)],
-        "classes": [cell for cell in cells if list(cell.per_class) == names] if names else [],
+        "entries": entries,
+        "networks": {entry.title: network_of(entry, networks) for entry in entries},
+        "leads": {entry.title for entry in best.values()},
+        "shifted": any(entry.shifted for entry in entries),
+        "several": any(len(entry.runs) > 1 for entry in entries),
+        "pictures": [*accuracy_pictures(entries), *curve_pictures(entries), *relation_pictures(entries)],
+        "classes": [entry for entry in entries if list(entry.per_class) == names] if names else [],
         "names": names,
     }
 
 
-def network_of(cell: Cell, networks: dict[str, Network | None]) -> Network | None:
+def network_of(entry: Entry, networks: dict[str, Network | None]) -> Network | None:
     """Of the first run whose weights could be read."""
-    return next(filter(None, (networks[run.name] for run in cell.runs)), None)
+    return next(filter(None, (networks[run.name] for run in entry.runs)), None)
 
 
-def accuracy_pictures(cells: Sequence[Cell]) -> list[Picture]:
-    quantized = [cell for cell in cells if cell.runs[0].widths[0] == cell.runs[0].widths[1] < 32]
-    widths = sorted({cell.runs[0].widths[0] for cell in quantized})
+def accuracy_pictures(entries: Sequence[Entry]) -> list[Picture]:
+    quantized = [entry for entry in entries if entry.runs[0].widths[0] == entry.runs[0].widths[1] < 32]
+    widths = sorted({entry.runs[0].widths[0] for entry in quantized})
     if not quantized:
         return []
-    data, label = cells[0].runs[0].data, "target top-1" if cells[0].runs[0].pair else "top-1"
-    floats = [cell for cell in cells if cell.label == "float"]
+    data, label = entries[0].runs[0].data, "target top-1" if entries[0].runs[0].pair else "top-1"
+    floats = [entry for entry in entries if entry.label == "float"]
     found = []
     for title, value in (
-        (label, lambda cell: cell.accuracy("best")),
-        (f"corrupted {label}", lambda cell: cell.shifted),
+        (label, lambda entry: entry.accuracy("best")),
+        (f"corrupted {label}", lambda entry: entry.shifted),
     ):
-        series: dict[str, dict[int, tuple[float, float]]] = {cell.label: {} for cell in quantized}
-        for cell in quantized:
-            if (point := value(cell)) is not None:
-                series[cell.label][cell.runs[0].widths[0]] = point
+        series: dict[str, dict[int, tuple[float, float]]] = {entry.label: {} for entry in quantized}
+        for entry in quantized:
+            if (point := value(entry)) is not None:
+                series[entry.label][entry.runs[0].widths[0]] = point
         reference = value(floats[0]) if floats else None
         if any(series.values()):
             drawing = plots.by_bits(series, widths, reference and reference[0], f"{data}{title}")
@@ -102,25 +102,25 @@ def accuracy_pictures(cells: Sequence[Cell]) -> list[Picture]:
     return found
 
 
-def curve_pictures(cells: Sequence[Cell]) -> list[Picture]:
+def curve_pictures(entries: Sequence[Entry]) -> list[Picture]:
     found = []
-    for same in distinct(cells, lambda cell: cell.bits):
+    for same in distinct(entries, lambda entry: entry.bits):
         run = same[0].runs[0]
-        rows = {cell.label: cell.curve for cell in same}
-        several = any(len(cell.runs) > 1 for cell in same)
+        rows = {entry.label: entry.curve for entry in same}
+        several = any(len(entry.runs) > 1 for entry in same)
         drawing = plots.curves(rows, run.split, run.data, f"{run.bits} bits")
         found.append((drawing, "Mean over the seeds." if several else ""))
     return found
 
 
-def relation_pictures(cells: Sequence[Cell]) -> list[Picture]:
+def relation_pictures(entries: Sequence[Entry]) -> list[Picture]:
     found: list[Picture] = []
-    measured = {cell.title: cell.relations("quantized") for cell in cells if cell.relations("quantized")}
+    measured = {entry.title: entry.relations("quantized") for entry in entries if entry.relations("quantized")}
     if measured:
-        images = next(cell for cell in cells if cell.title in measured).runs[0].summary["relation_error"]["images"]
+        images = next(entry for entry in entries if entry.title in measured).runs[0].summary["relation_error"]["images"]
         drawing = plots.by_layer(measured, "mean |D|", "relation error of the quantized activations")
         found.append((drawing, f"D = C(quantized) − C(before), on {images} test images after the last epoch."))
-    trained = {cell.title: shifts for cell in cells if (shifts := training_relations(cell.runs[0]))}
+    trained = {entry.title: shifts for entry in entries if (shifts := training_relations(entry.runs[0]))}
     if trained:
         lines: dict[str, list[tuple[str, float]]] = {}
         looks: dict[str, tuple[int, str]] = {}
@@ -134,7 +134,7 @@ def relation_pictures(cells: Sequence[Cell]) -> list[Picture]:
     return found
 
 
-def training_relations(run: Run) -> dict[str, dict[str, float]]:
+def training_relations(run: JobRecord) -> dict[str, dict[str, float]]:
     """site -> domain -> mean |D| over the batches of the last epoch; empty: the run did not measure it."""
     by_site: dict[str, dict[str, float]] = {}
     for key, value in ((run.summary.get("relation_shift") or {}).get("layers") or {}).items():
@@ -143,7 +143,7 @@ def training_relations(run: Run) -> dict[str, dict[str, float]]:
     return by_site
 
 
-def run_section(run: Run, title: str, pictures: bool) -> dict[str, Any]:
+def run_section(run: JobRecord, title: str, pictures: bool) -> dict[str, Any]:
     """Everything about one run; what its files do not give is said in its ``notes``."""
     network = noted(run, "layers", lambda: layers.read(run))
     levels = {layer["layer"]: layer for layer in run.summary["layers"]}
@@ -190,12 +190,12 @@ def run_section(run: Run, title: str, pictures: bool) -> dict[str, Any]:
     return section
 
 
-def feature_picture(run: Run, file: str, title: str) -> Markup:
+def feature_picture(run: JobRecord, file: str, title: str) -> Markup:
     with np.load(run.folder / file) as arrays:
         return plots.features(dict(arrays), title)
 
 
-def noted(run: Run, what: str, make: Any) -> Any:
+def noted(run: JobRecord, what: str, make: Any) -> Any:
     """What ``make`` gives, or None with a line in the run's notes where its files do not allow it."""
     try:
         return make()

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from runs import result_tables
 
 from common.errors import UserError
+from tools.runs import result_tables
 
 MARKS = ("config.json", "summary.json", "metrics.jsonl")  # a folder with one of them is a job's
-UNREADABLE = (AttributeError, EOFError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError, UserError)
-UNREADABLE += (zipfile.BadZipFile,)
+UNREADABLE = (
+    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, UserError),
+    zipfile.BadZipFile,
+)
 
 
 @dataclass
-class Run:
+class JobRecord:
     """A job folder. ``problem`` says why it has no result ("" where it has one); its curves may be there all the same.
 
     Accuracies are of the test set, or of the target's in a cross-domain run, in per cent.
@@ -146,7 +148,7 @@ def _jobs_in(folder: Path) -> list[Path]:
     return sorted({path.parent for mark in MARKS for path in folder.rglob(mark)})
 
 
-def read_all(folders: Sequence[Path]) -> list[Run]:
+def read_all(folders: Sequence[Path]) -> list[JobRecord]:
     """The runs, named by what of their paths differs."""
     common = Path(*_shared([folder.parts for folder in folders])) if len(folders) > 1 else folders[0].parent
     return [read(folder, str(folder.relative_to(common))) for folder in folders]
@@ -161,9 +163,9 @@ def _shared(paths: Sequence[tuple[str, ...]]) -> list[str]:
     return shared
 
 
-def read(folder: Path, name: str) -> Run:
+def read(folder: Path, name: str) -> JobRecord:
     """One job. What cannot be read becomes its ``problem``, never an exception."""
-    run = Run(folder, name)
+    run = JobRecord(folder, name)
     try:
         run.config = _json(folder / "config.json")
         run.history = _lines(folder / "metrics.jsonl")

@@ -1,18 +1,15 @@
 """The layers of a finished run, rebuilt from its best checkpoint: weights, what they are rounded to, and their size."""
 
-from argparse import Namespace
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from common.deploy.restore import restore
 from common.quantizers.layers import QuantConv2d
 from common.quantizers.rounding import FLOAT_BITS
-from common.runs import checkpoint
-from common.runs.start import make_model
-from page.jobs import Run
+from tools.page.jobs import JobRecord
 
 
 @dataclass(frozen=True)
@@ -48,22 +45,13 @@ class Network:
 
 
 @torch.no_grad()
-def read(run: Run) -> Network:
-    """Rebuild the network of a run from its configuration and model_best.pt.
+def read(run: JobRecord) -> Network:
+    """Rebuild the network of a run from its model_best.pt.
 
     Raises:
         UserError: the checkpoint is missing, incomplete, or of another network.
-        KeyError: the configuration lacks a flag.
     """
-    options = Namespace(**run.config["options"])
-    options.model = run.summary["model"]
-    arguments: dict[str, Any] = {}
-    if hasattr(options, "quant_shortcut"):
-        arguments["quant_shortcut"] = options.quant_shortcut
-    elif hasattr(options, "img_size"):
-        arguments["img_size"] = options.img_size
-    model = make_model(options, num_classes=len(run.summary.get("classes", ())) or None, **arguments).eval()
-    checkpoint.load_weights(model, run.folder / "checkpoint" / "model_best.pt", options.method)
+    model, _, _ = restore(run.folder / "checkpoint" / "model_best.pt")
     layers = [_layer(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     total = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     return Network(layers, total - sum(4 * len(layer.weights) for layer in layers))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pictures
 from markupsafe import Markup
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -12,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import norm
 
 from common.measure import feature_map
-from page import svg
-from page.layers import Layer
+from tools import pictures
+from tools.page import svg
+from tools.page.layers import Layer
 
 WIDE, SMALL = (5.0, 3.3), (3.4, 2.9)
 NARROWEST = 10.0  # points of accuracy that a picture spans, so that small differences look small
@@ -68,9 +68,10 @@ def by_layer(series: Series, ylabel: str, title: str, looks: Mapping[str, tuple[
 def layer(entry: Layer) -> Markup:
     """Above: a layer's weights, their CDF and the normal one; below: the share of weights on each level."""
     figure = Figure(figsize=SMALL)
-    quantized = entry.values is not None
-    shapes = {"height_ratios": (3, 2)} if quantized else {}
-    grid = figure.subplots(2 if quantized else 1, 1, squeeze=False, gridspec_kw=shapes | {"hspace": 0.55})[:, 0]
+    shapes = {} if entry.values is None else {"height_ratios": (3, 2)}
+    grid = figure.subplots(1 if entry.values is None else 2, 1, squeeze=False, gridspec_kw=shapes | {"hspace": 0.55})[
+        :, 0
+    ]
     ordered = np.sort(entry.weights)
     low, high = np.quantile(ordered, (0.001, 0.999))
     top, cdf = grid[0], grid[0].twinx()
@@ -84,7 +85,7 @@ def layer(entry: Layer) -> Markup:
     cdf.set(ylim=(0, 1.02), yticks=(0, 0.5, 1))
     top.set(yticks=[], title=entry.name)
     top.xaxis.set_major_locator(MaxNLocator(4))
-    if quantized:
+    if entry.values is not None:
         levels, share = level_shares(entry.values)
         half = 0.35 * float(np.diff(levels).min()) if len(levels) > 1 else 0.5
         edges = np.stack((levels - half, levels + half), 1).flatten()

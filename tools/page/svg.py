@@ -6,17 +6,19 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 import matplotlib
-import pictures
 from markupsafe import Markup
 from matplotlib.figure import Figure
+
+from tools import pictures
 
 INK, MUTED, LINE, SOFT = "#101112", "#444444", "#dddddd", "#9db8d9"  # the last three also stand in pictures.py
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", SOFT: "--soft"} | {
     colour: f"--c{index}" for index, colour in enumerate(pictures.COLOURS)
 }
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,

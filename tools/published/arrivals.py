@@ -9,8 +9,8 @@ from pathlib import Path
 from common.config.tasks import Task
 from common.data.download import lock, sha256_of
 from common.errors import UserError
-from published import ledger
-from published.layout import check
+from tools.published import ledger
+from tools.published.layout import check
 
 
 class Arrivals:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.data.download import reason
 from common.errors import UserError
-from published.layout import safe_name
+from tools.published.layout import safe_name
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,7 @@
 """The published folders of weights: where each goes, what the tables start from, and what a file must hold."""
 
 import re
-from argparse import Namespace
 from pathlib import Path, PurePosixPath
-
-from runs.programs import programs
 
 from common.config import recipes
 from common.config.naming import PREFIXES, PUBLISHED_NAMES, file_of
@@ -12,6 +9,7 @@ from common.config.tasks import Task
 from common.errors import UserError
 from common.models import build_model
 from common.runs import checkpoint
+from tools.runs.programs import programs
 
 SUFFIXES = (".pt", ".pth", ".tar")  # densenet_40.pt.tar is not an archive
 TASKS = {name: programs()[name][-1] for name in recipes.TABLES}  # with CRP, where a task has it
@@ -25,7 +23,7 @@ def folder_of(task: Task, dest: Path | None = None) -> Path:
 def wanted(task: Task) -> list[str]:
     """The files that the rows of the task's table start from, by their published names."""
     rows = recipes.TABLES[task.name]
-    names = [file_of(task, Namespace(pair=row.pair), f"{row.pretrained_bits}bit") for row in rows]
+    names = [file_of(task, row.pair, f"{row.pretrained_bits}bit") for row in rows]
     return [PUBLISHED_NAMES.get(name, name) for name in dict.fromkeys(names)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.data.download import sha256_of
 from common.errors import UserError
 from common.writing import write_whole
-from published.layout import safe_name
+from tools.published.layout import safe_name
 
 NAME = "fetched.lock.json"
 _FORMAT = 1

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from common.config import recipes
-from common.config.naming import PUBLISHED_NAMES, name_files, source_candidates
+from common.config.naming import PUBLISHED_NAMES, earlier_runs, name_files, source_candidates
 from common.config.options import parse
-from common.config.tasks import REPOSITORY, Task
+from common.config.tasks import Task
 from common.data import cifar10, digits, office31
-from common.data.locate import data_folder
+from common.data.locate import REPOSITORY, data_folder
 
 FIRST_RUN = "the first run downloads it, or now"
 BY_HAND = "by hand"
@@ -28,9 +28,9 @@ class Need:
 
 def needs_of(task: Task, data_dir: str | None) -> list[Need]:
     """The data of a task and the files that its table's rows start from, as its programs look for them."""
-    if task.kind == "single":
+    if task.data == "cifar10":
         return [_cifar10(data_dir), _weights(task)]
-    if task.kind == "digits":
+    if task.data == "digits":
         pairs = list(dict.fromkeys(row.pair for row in recipes.TABLES[task.name] if row.pair))
         needs = [_digits(name, pair[0], data_dir) for pair in pairs for name in pair]
         needs.sort(key=lambda need: not need.here)  # of a set that two pairs use, the place that misses it stays
@@ -39,13 +39,13 @@ def needs_of(task: Task, data_dir: str | None) -> list[Need]:
 
 
 def _cifar10(data_dir: str | None) -> Need:
-    folder = data_folder(data_dir, REPOSITORY, "cifar10")
+    folder = data_folder(data_dir, "cifar10")
     root = folder / "cifar10" if data_dir is None or (folder / "cifar10").exists() else folder
     return _need("CIFAR-10", cifar10.find(root), root, FIRST_RUN, _load("cifar10", root))
 
 
 def _digits(name: str, source: str, data_dir: str | None) -> Need:
-    folder = data_folder(data_dir, REPOSITORY, source)
+    folder = data_folder(data_dir, source)
     found = digits.find(name, folder)
     if name == "syndigit":
         command = f"unpack Kaggle's prasunroy/synthetic-digits as {short(folder / name)}/imgs_train and imgs_valid"
@@ -54,7 +54,7 @@ def _digits(name: str, source: str, data_dir: str | None) -> Need:
 
 
 def _office31(data_dir: str | None) -> Need:
-    folder = data_folder(data_dir, REPOSITORY, office31.FOLDER)
+    folder = data_folder(data_dir, office31.FOLDER)
     found = [office31.find(folder, domain) for domain in office31.IMAGE_COUNTS]
     whole = found[0].parent if found[0] and all(found) else None
     domains = f"{short(folder / office31.FOLDER)}/{{{','.join(office31.IMAGE_COUNTS)}}}/images exist"
@@ -92,13 +92,14 @@ def short(path: Path) -> str:
 def _weights(task: Task) -> Need:
     """The files that the rows start from; one counts as here when all programs of the task find it."""
     programs = [replace(task, folder=path.parent) for path in sorted(task.shared.rglob("main.py"))]
-    found = {}
+    found: dict[str, bool] = {}
     for row in recipes.TABLES[task.name]:
         pair = ["--src_data", row.pair[0], "--tgt_data", row.pair[1]] if row.pair else []
         for program in programs:
-            options = parse(program, ["--bitW", str(row.bits), *pair])
-            paths = source_candidates(options, program, name_files(options, program))
-            name = PUBLISHED_NAMES.get(options.source_file, options.source_file)
+            options = name_files(parse(program, ["--bitW", str(row.bits), *pair]))
+            paths = source_candidates(options, earlier_runs(options))
+            name = str(options.start.source_file)
+            name = PUBLISHED_NAMES.get(name, name)
             found[name] = found.get(name, True) and any(path.is_file() for path in paths)
     missing = [name for name, here in found.items() if not here]
     where = f"{len(found) - len(missing)} of {len(found)} here"

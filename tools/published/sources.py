@@ -10,7 +10,7 @@ from types import ModuleType
 from common.data.download import is_web_page
 from common.errors import UserError
 from common.runs.cli import DISK_FAULTS
-from published import ledger
+from tools.published import ledger
 
 TIMEOUT = 30  # seconds without a byte
 _DRIVE_FILE = "https://drive.google.com/uc?id={}"

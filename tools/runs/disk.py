@@ -1,53 +1,43 @@
-"""How much disk a plan's checkpoints take, from the sizes of the networks."""
+"""How much disk a plan's checkpoints take, from the sizes of the networks, and how a finished run is made smaller."""
 
 import shutil
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from common.engine.cross_domain import model_arguments
 
-from common.config.options import parse
+from common.config.options import Options
 from common.errors import UserError
-from common.models import build_model
-from common.runs.start import scheme_options
-from runs.rows import Run
+from common.runs.checkpoint import keep_weights_alone
+from common.runs.start import make_network
+from tools.runs.plan import Planned
 
 FULL_FILES = 3  # of a run in progress: last.pt, model_best.pt and the one being written
 
 
-def network_bytes(run: Run, words: Sequence[str]) -> tuple[int, int]:
-    """(weights and buffers, optimizer's momentum) of a run with these flags, in bytes; no memory is taken for them.
+def network_bytes(options: Options) -> tuple[int, int]:
+    """(weights and buffers, optimizer's momentum) of a run with these options, in bytes; no memory is taken for them.
 
     Raises:
-        UserError: main.py would refuse one of the flags.
+        UserError: no network has these options.
     """
-    options = parse(run.task, words)
-    extra = {} if run.task.kind == "single" else model_arguments(options, run.task)
-    scheme = scheme_options(options)
-    state, parameters = _model_bytes(options.model, tuple(scheme.items()), tuple(extra.items()))
-    return state, parameters if options.momentum else 0
-
-
-@cache
-def _model_bytes(name: str, scheme: tuple[tuple[str, Any], ...], extra: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
-    """Bytes of a network's state and of its parameters."""
     with torch.device("meta"):
-        model = build_model(name, **dict(scheme), **dict(extra))
-    state, parameters = model.state_dict().values(), model.parameters()
-    return sum(t.nbytes for t in state), sum(p.nbytes for p in parameters)
+        network = make_network(options)
+    momentum = sum(p.nbytes for p in network.parameters()) if options.training.momentum else 0
+    return sum(t.nbytes for t in network.state_dict().values()), momentum
 
 
-def needed(left: Mapping[Run, Sequence[str]], workers: int) -> tuple[int, int]:
+def needed(left: Mapping[Planned, Options], workers: int) -> tuple[int, int]:
     """(bytes kept in the end, most bytes taken at any time) by the checkpoints of the runs that are left.
 
     A finished run keeps its best weights; one in progress has FULL_FILES files with the optimizer's momentum.
+
+    Args:
+        left: by run, its options.
     """
-    sizes = {run: network_bytes(run, words) for run, words in left.items()}
-    kept = sum(weights for weights, _ in sizes.values())
-    extra = sorted((FULL_FILES * (weights + momentum) - weights for weights, momentum in sizes.values()), reverse=True)
+    sizes = [network_bytes(options) for options in left.values()]
+    kept = sum(weights for weights, _ in sizes)
+    extra = sorted((FULL_FILES * (weights + momentum) - weights for weights, momentum in sizes), reverse=True)
     return kept, kept + sum(extra[:workers])
 
 
@@ -63,6 +53,13 @@ def check_free(folder: Path, most: int) -> None:
     if free(folder) < most:
         text = f"{size(most)} are needed and {size(free(folder))} are free"
         raise UserError(f"--out {folder}: {text}; choose fewer rows, fewer --workers or another --out")
+
+
+def trim(best: Path) -> None:
+    """Of a finished run, drop what only a resume needs: last.pt and, in model_best.pt, the optimizer's state."""
+    if (last := best.with_name("last.pt")).exists():
+        keep_weights_alone(best)
+        last.unlink()
 
 
 def free(folder: Path) -> int:

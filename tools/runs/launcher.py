@@ -57,8 +57,8 @@ class Command:
     environment: dict[str, str | None] = field(default_factory=dict)
 
     def __call__(self) -> Outcome:
-        environment = {**os.environ, **self.environment}
-        environment = {key: value for key, value in environment.items() if value is not None}
+        wanted = {**os.environ, **self.environment}
+        environment = {key: value for key, value in wanted.items() if value is not None}
         start = time.monotonic()
         with open(self.log, "a+", errors="replace") as log:
             log.seek(0, os.SEEK_END)

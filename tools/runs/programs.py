@@ -4,7 +4,8 @@ import runpy
 from functools import cache
 from pathlib import Path
 
-from common.config.tasks import REPOSITORY, Task
+from common.config.tasks import Task
+from common.data.locate import REPOSITORY
 
 
 @cache

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from common.config.tasks import Task
-from runs.anchors import ANCHORS, Anchor
-from runs.cells import FLOAT_BITS
-from runs.rows import PARTS, Run, label
+from common.quantizers.rounding import FLOAT_BITS
+from tools.runs.anchors import ANCHORS, Anchor
+from tools.runs.table_rows import label
+from tools.runs.table_runs import PARTS, TableRun
 
 TITLES = {
     "resnet20": "ResNet-20 on CIFAR-10",
@@ -25,7 +26,7 @@ def accuracy(summary: dict[str, Any], when: str) -> tuple[float, int]:
     return entry["target"]["prec1"] if "target" in entry else entry["test_prec1"], entry["epoch"] + 1
 
 
-def result(run: Run, folder: Path) -> dict[str, Any] | None:
+def result(run: TableRun, folder: Path) -> dict[str, Any] | None:
     """A finished run as a line of results.jsonl."""
     summary = run.summary(folder)
     if summary is None:
@@ -47,13 +48,13 @@ def result(run: Run, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def markdown(task: Task, runs: Sequence[Run], results: dict[str, dict[str, Any]], demo: bool) -> str:
+def markdown(task: Task, runs: Sequence[TableRun], results: dict[str, dict[str, Any]], demo: bool) -> str:
     """The table of one task.
 
     Args:
         runs: its rows, in the order of planning. results: those of finished runs by name; the others get a dash.
     """
-    single = task.kind == "single"
+    single = not task.cross
     word = "demo " if demo else ""
     what = f"{word}{'top-1' if single else 'target top-1'} (%)"
     columns = ["Model" if single else "Data", "Bit-width", "Pretrained Bit-width", *PARTS.values()]
@@ -98,7 +99,7 @@ def _accuracy(entry: dict[str, Any]) -> str:
     return f"{entry['top1']:.2f} (epoch {entry['epoch']})"
 
 
-def _pretrained(run: Run) -> str:
+def _pretrained(run: TableRun) -> str:
     if run.bits == FLOAT_BITS:
         return ""
     return f"{run.row.pretrained_bits}{' (fetched)' if run.file else ''}"

@@ -3,18 +3,19 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pictures
 from matplotlib import pyplot as plt
 
 from common.writing import write_whole
+from tools import pictures
 
 COUNTED = 4096  # distinct inputs up to which common.measure.effective_bits counts them
-Row = dict[str, Any]
-Value = Callable[[Row], float | None]
+Result = dict[str, Any]  # a line of results.jsonl
+Value = Callable[[Result], float | None]
 
 
 def read_summary(job: Path) -> dict[str, Any] | None:
@@ -25,9 +26,12 @@ def read_summary(job: Path) -> dict[str, Any] | None:
     summary, test = _read(job / "summary.json"), _read(job / "test.json")
     if not summary:
         return None
-    later = test.get("test", {}).get("prec1", math.nan)
-    if "shift" in test and "shift" not in summary and abs(later - summary["best"]["test_prec1"]) < 0.1:
-        summary["shift"] = test["shift"]
+    if "shift" in test and "shift" not in summary:
+        try:
+            same = abs(test["test"]["prec1"] - summary["best"]["test_prec1"]) < 0.1
+        except (LookupError, TypeError):
+            same = False
+        summary |= {"shift": test["shift"]} if same else {}
     return summary
 
 
@@ -39,7 +43,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def row(job: Path, method: str, bits: int, source: str | None, weight_bits: int | None = None) -> Row | None:
+def result(job: Path, method: str, bits: int, source: str | None, weight_bits: int | None = None) -> Result | None:
     """The line of a finished cell; None: it is not finished. ``weight_bits`` as in `effective`."""
     summary = read_summary(job)
     if summary is None:
@@ -87,7 +91,7 @@ def _mean_bits(levels: Sequence[int | None]) -> float | None:
     return float(np.mean([math.log2(count or COUNTED) for count in levels]))
 
 
-def merge(path: Path, rows: Sequence[Row]) -> None:
+def merge(path: Path, rows: Sequence[Result]) -> None:
     """Put the rows into results.jsonl, in the place of earlier ones of the same cells; others stay."""
     lines = path.read_text().splitlines() if path.exists() else []
     known = {entry["cell"]: entry for entry in map(json.loads, lines)}
@@ -95,7 +99,7 @@ def merge(path: Path, rows: Sequence[Row]) -> None:
     write_whole(path, "".join(json.dumps(entry) + "\n" for entry in known.values()))
 
 
-def statistics(rows: Iterable[Row], value: Value) -> dict[tuple[str, int], tuple[float, float, int]]:
+def statistics(rows: Iterable[Result], value: Value) -> dict[tuple[str, int], tuple[float, float, int]]:
     """(mean, standard deviation, number) over the seeds by (method, bits); the deviation (n - 1) of one seed is nan."""
     groups: dict[tuple[str, int], list[float]] = {}
     for entry in rows:
@@ -109,19 +113,19 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def best(entry: Row) -> float:
+def best(entry: Result) -> float:
     return entry["best"]["top1"]
 
 
-def last(entry: Row) -> float:
+def last(entry: Result) -> float:
     return entry["last"]["top1"]
 
 
-def shifted(entry: Row) -> float | None:
+def shifted(entry: Result) -> float | None:
     return entry["shift"]["mean"] if entry["shift"] else None
 
 
-def markdown(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], seeds: int) -> str:
+def markdown(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int], seeds: int) -> str:
     """The tables: best epoch, last epoch and, where they were evaluated, corrupted test images.
 
     Args:
@@ -162,7 +166,7 @@ def markdown(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], s
     return "\n".join([*lines, *_by_corruption(rows, names, widths, demo)]) + "\n"
 
 
-def _corrupted_images(rows: Sequence[Row]) -> str:
+def _corrupted_images(rows: Sequence[Result]) -> str:
     """How many test images were corrupted; empty: none."""
     counts = {entry["shift"]["images"] for entry in rows if entry["shift"]}
     return " or ".join(f"{count:,}" for count in sorted(counts))
@@ -174,7 +178,7 @@ def _number(cell: tuple[float, float, int], seeds: int) -> str:
     return f"{mean:.2f}{spread}" + (f" [{count} of {seeds} seeds]" if count < seeds else "")
 
 
-def _effective(rows: Sequence[Row]) -> dict[tuple[str, int], str]:
+def _effective(rows: Sequence[Result]) -> dict[tuple[str, int], str]:
     weights = statistics(rows, lambda entry: entry["effective"]["weight_bits"])
     inputs = statistics(rows, lambda entry: entry["effective"]["input_bits"])
     bounds = statistics(rows, lambda entry: entry["effective"]["uncounted"])
@@ -187,13 +191,13 @@ def _effective(rows: Sequence[Row]) -> dict[tuple[str, int], str]:
     return {key: text(key) for key in bounds}
 
 
-def _by_corruption(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], demo: str) -> list[str]:
+def _by_corruption(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int], demo: str) -> list[str]:
     """A table with a column per corruption, mean over its strengths and the seeds."""
     evaluated = [entry["shift"] for entry in rows if entry["shift"]]
     kinds = list(dict.fromkeys(kind for shift in evaluated for kind in shift if isinstance(shift[kind], list)))
     if not kinds:
         return []
-    columns = {kind: statistics(rows, lambda entry, kind=kind: _mean_of(entry, kind)) for kind in kinds}
+    columns = {kind: statistics(rows, partial(_mean_of, kind=kind)) for kind in kinds}
     columns = {"clean": statistics(rows, best), **columns, "all corruptions": statistics(rows, shifted)}
     lines = ["", f"## {demo}top-1 (%), best epoch, by corruption (mean over strengths and seeds)", ""]
     lines += ["| method | bits |" + "".join(f" {kind} |" for kind in columns), "|---|---:|" + "---:|" * len(columns)]
@@ -204,11 +208,11 @@ def _by_corruption(rows: Sequence[Row], names: Sequence[str], widths: Sequence[i
     return lines
 
 
-def _mean_of(entry: Row, kind: str) -> float | None:
+def _mean_of(entry: Result, kind: str) -> float | None:
     return float(np.mean(entry["shift"][kind])) if entry["shift"] else None
 
 
-def draw(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], path: Path) -> Path:
+def draw(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int], path: Path) -> Path:
     """Accuracy against bits, and beside it on the corrupted images where those were evaluated."""
     data = "demo data" if rows[0]["demo"] else "CIFAR-10"
     panels: list[tuple[str, Value]] = [("clean test images", best)]
@@ -228,7 +232,7 @@ def draw(rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], path:
     return pictures.save(figure, path)
 
 
-def write(folder: Path, rows: Sequence[Row], names: Sequence[str], widths: Sequence[int], seeds: int) -> str:
+def write(folder: Path, rows: Sequence[Result], names: Sequence[str], widths: Sequence[int], seeds: int) -> str:
     """Write results.jsonl, table.md and accuracy.png; returns the table."""
     merge(folder / "results.jsonl", rows)
     table = markdown(rows, names, widths, seeds)

@@ -43,7 +43,7 @@ def peak_memory(step: Step, device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
-    results = record.profiler.kineto_results  # type: ignore[union-attr]
+    results = record.profiler.kineto_results
     changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
     held = highest = 0
     for _, change in changes:

@@ -1,21 +1,20 @@
 """Full training steps of every kind - float, a method, DAQ with relation preservation, Brevitas - on random images."""
 
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common.adaptation.objectives import DANN
 from torch import nn
 
+from common.adaptation.dann import DANN
+from common.adaptation.source_only import SourceOnly
 from common.admm.crp import CRP
-from common.engine.meters import cross_entropy
 from common.errors import UserError
-from common.machine.acceleration import Acceleration
-from common.models import MODELS, build_model
+from common.machine.acceleration import Acceleration, AccelerationOptions
+from common.models import NETWORKS, build_model
 
-NETWORKS = {"resnet20": "resnet20_quant", "resnet50": "resnet50_dann"}
+MEASURED = {"resnet20": "resnet20_quant", "resnet50": "resnet50_dann"}
 FLOAT, OURS, CRP_KIND, BREVITAS = "float", "ours", "ours+crp", "brevitas"
 PROGRESS = 0.5  # of the training, which sets the strength of the gradient reversal
 
@@ -42,8 +41,8 @@ def make_step(kind: str, setting: Setting, compiled: bool = False) -> Callable[[
     """Forward passes, loss, backward pass and SGD of one kind, with the updates of CRP where it has them."""
     torch.manual_seed(0)
     model = _network(kind, setting).to(setting.device).train()
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, weight_decay=1e-4, fused=setting.amp == "fp16" or None)
-    options = Namespace(compile=compiled, channels_last=setting.channels_last, amp=setting.amp)
+    options = AccelerationOptions(compiled, setting.channels_last, setting.amp)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, weight_decay=1e-4, fused=options.fused_optimizer)
     faster = Acceleration(options, model, torch.device(setting.device), setting.batch)
     domains = ("source", "target") if setting.network == "resnet50" else ("source",)
     crp = None
@@ -52,19 +51,13 @@ def make_step(kind: str, setting: Setting, compiled: bool = False) -> Callable[[
     side = setting.img_size
     images = torch.randn(len(domains), setting.batch, 3, side, side).to(setting.device)
     labels = (torch.arange(setting.batch) % 10).to(setting.device)
-    objective = DANN(model, options, crp)
-
-    def loss() -> torch.Tensor:
-        if setting.network == "resnet50":
-            return objective(images[0], labels, images[1], PROGRESS)[0]["Train_loss"]
-        with objective.collect("source"):
-            value = cross_entropy(model(images[0]), labels)
-        return value if crp is None else value + crp.penalty("source")
+    two = setting.network == "resnet50"
+    objective = (DANN if two else SourceOnly)(model, NETWORKS[MEASURED[setting.network]].num_classes, crp=crp)
 
     def step() -> None:
         with faster.forward(setting.batch):
-            value = loss()
-        faster.descend(optimizer, value)
+            losses, _ = objective(images[0], labels, images[1] if two else None, PROGRESS)
+        faster.descend(optimizer, losses["Train_loss"])
         if crp is not None:
             for domain in crp.domains:
                 crp.update(domain)
@@ -73,11 +66,11 @@ def make_step(kind: str, setting: Setting, compiled: bool = False) -> Callable[[
 
 
 def _network(kind: str, setting: Setting) -> Any:
-    name = NETWORKS[setting.network]
+    name = MEASURED[setting.network]
     if kind == FLOAT:
         return build_model(name)
     if kind == BREVITAS:
-        return MODELS[name].make(scheme=_BrevitasScheme(setting.bits), num_classes=MODELS[name].num_classes)
+        return NETWORKS[name].make(scheme=_BrevitasScheme(setting.bits), num_classes=NETWORKS[name].num_classes)
     method = OURS if kind == CRP_KIND else kind
     return build_model(name, method, bitW=setting.bits, abitW=setting.bits)
 

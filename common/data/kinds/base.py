@@ -14,7 +14,6 @@ from common.data.tensors import TensorBatches
 from common.errors import UserError
 from common.flags import flag, natural, switch, word
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 DOMAINS = ("source", "target")
 
 

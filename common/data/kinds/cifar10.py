@@ -5,7 +5,7 @@ from typing import Any
 
 from common.data import cifar10
 from common.data.demo import cifar10 as demo_cifar10
-from common.data.kinds.base import REPOSITORY, Batching, DataKind, DataOptions, RunData
+from common.data.kinds.base import Batching, DataKind, DataOptions, RunData
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.tensors import ImageSet, TensorBatches
@@ -23,7 +23,7 @@ class Cifar10Options(DataOptions):
 
 def load(options: Cifar10Options, batching: Batching) -> RunData:
     """Training and test set and, for --select val, "val", which is then held out of the training set."""
-    folder = data_folder(options.data_dir, REPOSITORY, "demo" if options.demo else "cifar10")
+    folder = data_folder(options.data_dir, "demo" if options.demo else "cifar10")
     if options.demo:
         root = demo_cifar10.write(folder / "demo" / "cifar10")
     else:

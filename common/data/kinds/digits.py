@@ -8,7 +8,7 @@ import torch
 
 from common.data import digits
 from common.data.demo import digits as demo_digits
-from common.data.kinds.base import DOMAINS, REPOSITORY, Batching, DataKind, DataOptions, RunData, refuse_same
+from common.data.kinds.base import DOMAINS, Batching, DataKind, DataOptions, RunData, refuse_same
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.tensors import ImageSet, TensorBatches
@@ -36,7 +36,7 @@ class DigitsOptions(DataOptions):
 def load(options: DigitsOptions, batching: Batching) -> RunData:
     names = [digits.resolve(name) for name in options.pair]
     refuse_same((names[0], names[1]))
-    folder = data_folder(options.data_dir, REPOSITORY, "demo" if options.demo else names[0])
+    folder = data_folder(options.data_dir, "demo" if options.demo else names[0])
     sets: dict[str, tuple[ImageSet, ImageSet]] = {}
     for domain, name in zip(DOMAINS, names, strict=True):
         root = folder

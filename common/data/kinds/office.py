@@ -6,7 +6,7 @@ from typing import Any
 from common.data import office31
 from common.data.demo import office31 as demo_office31
 from common.data.folder_batches import FolderBatches
-from common.data.kinds.base import DOMAINS, REPOSITORY, Batching, DataKind, DataOptions, RunData, refuse_same
+from common.data.kinds.base import DOMAINS, Batching, DataKind, DataOptions, RunData, refuse_same
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.splits import Partition
@@ -34,7 +34,7 @@ class OfficeOptions(DataOptions):
 
 def load(options: OfficeOptions, batching: Batching) -> RunData:
     refuse_same(options.pair)
-    folder = data_folder(options.data_dir, REPOSITORY, "demo" if options.demo else office31.FOLDER)
+    folder = data_folder(options.data_dir, "demo" if options.demo else office31.FOLDER)
     if options.demo:
         folder = demo_office31.write(folder / "demo")
     parts: dict[str, Partition] = dict(

@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 from common.deploy.graph import trace
 from common.deploy.integer.fast_layers import BYTE, FirstLayer, Int8Layer, SumAndReLU
 from common.deploy.integer.network import Codes, Rewriter, Sums
+from common.deploy.operations import Operation
 from common.errors import UserError
 from common.machine.compiling import compiler_faults
 from common.quantizers.alignq import AlignAct
-from common.quantizers.layers import QuantConv2d
+from common.quantizers.layers import QuantAct, QuantConv2d
 
 
 def fast_graph(network: nn.Module) -> fx.GraphModule:
@@ -90,73 +91,84 @@ class _FastRewriter(Rewriter):
         self.convolutions: dict[fx.Node, tuple[fx.Node, QuantConv2d, int | None]] = {}
         self.pending: dict[fx.Node, list[fx.Node]] = {}
 
-    def integer_input(self, node: fx.Node) -> fx.Node:
-        source = node.all_input_nodes[0]
-        if source in self.pending:
-            raise UserError(f"{node.name}: the fast path needs a ReLU behind every quantizer")
-        return self.new[source]
+    def quantized(self, operation: Operation, act: QuantAct, name: str) -> tuple[fx.Node, Codes]:
+        if not isinstance(act, AlignAct) or act.grid is None or act.grid.offset == 0:
+            raise operation.refuse(f"the fast path exists for --method ours with --levels exact, not for {act}")
+        return super().quantized(operation, act, name)
 
-    def convolution(self, node: fx.Node) -> None:
-        codes = self.input(node)[1]
-        super().convolution(node)  # for its checks and its meaning
+    def ends_in_float(self, operation: Operation) -> bool:
+        if isinstance(self.input(operation)[1], Sums):
+            raise operation.refuse("the fast path needs a quantizer behind every convolution")
+        return False
+
+    def concatenate(self, operation: Operation) -> None:
+        if any(one in self.pending for one in operation.inputs):
+            raise operation.refuse("the fast path needs a ReLU behind every quantizer")
+        super().concatenate(operation)
+
+    def codes(self, operation: Operation) -> Codes:
+        if operation.kind != "relu" and operation.inputs[0] in self.pending:
+            raise operation.refuse("the fast path needs a ReLU behind every quantizer")
+        return super().codes(operation)
+
+    def convolution(self, operation: Operation) -> None:
+        codes, node = self.input(operation)[1], operation.node
+        super().convolution(operation)  # for its checks and its meaning
         self.graph.erase_node(self.new[node])
-        sums, conv = self.meaning[node], self.layer(node)
+        sums = self.meaning[node]
         assert isinstance(sums, Sums)
-        assert isinstance(conv, QuantConv2d)
         high = codes.high if isinstance(codes, Codes) else None
         if high is None:  # in real values, not in units of the fixed-point first layer
-            self.meaning[node] = Sums(torch.ones_like(sums.scale), sums.shift)
-        self.convolutions[node] = (self.integer_input(node), conv, high)
-        self.new[node] = self.new[node.all_input_nodes[0]]
+            self.meaning[node] = replace(sums, scale=torch.ones_like(sums.scale))
+        self.new[node] = self.new[operation.inputs[0]]
+        self.convolutions[node] = (self.new[node], operation.layer, high)
 
-    def batch_norm(self, node: fx.Node) -> None:
-        super().batch_norm(node)
-        if (source := node.all_input_nodes[0]) in self.convolutions:
-            self.convolutions[node] = self.convolutions[source]
+    def batch_norm(self, operation: Operation) -> None:
+        super().batch_norm(operation)
+        if (source := operation.inputs[0]) in self.convolutions:
+            self.convolutions[operation.node] = self.convolutions[source]
 
-    def identity(self, node: fx.Node) -> None:
-        super().identity(node)
+    def identity(self, operation: Operation) -> None:
+        super().identity(operation)
         for table in (self.convolutions, self.pending):
-            if (source := node.all_input_nodes[0]) in table:
-                table[node] = table[source]  # type: ignore[assignment]
+            if (source := operation.inputs[0]) in table:
+                table[operation.node] = table[source]  # type: ignore[assignment]
 
-    def quantizer(self, node: fx.Node) -> None:
-        act, sums, source = self.layer(node), self.sums(node), node.all_input_nodes[0]
-        assert isinstance(act, AlignAct)
-        if source not in self.convolutions:
-            raise UserError(f"{node.target}: the fast path needs a convolution of its own before every quantizer")
-        super().quantizer(node)  # for its checks and its meaning
-        self.graph.erase_node(self.new[node])
-        inputs, conv, high = self.convolutions[source]
-        self.layers[str(node.target)] = (
-            FirstLayer(conv, sums.scale, sums.shift, act.bits)
+    def quantizer(self, operation: Operation) -> None:
+        act, sums, node = operation.layer, self.sums(operation), operation.node
+        if operation.inputs[0] not in self.convolutions:
+            raise operation.refuse("the fast path needs a convolution of its own before every quantizer")
+        super().quantizer(operation)  # for its checks and its meaning
+        name = str(self.new[node].target)
+        inputs, conv, high = self.convolutions[operation.inputs[0]]
+        self.layers[name] = (
+            FirstLayer(conv, sums.scale, sums.shift, act)
             if high is None
-            else Int8Layer(conv, sums.scale, sums.shift, high, act.bits)
+            else Int8Layer(conv, sums.scale, sums.shift, high, act)
         )
-        self.new[node] = self.graph.call_module(str(node.target), (inputs,))
+        self.graph.erase_node(self.new[node])
+        self.new[node] = self.graph.call_module(name, (inputs,))
         self.pending[node] = [self.new[node]]
 
-    def add(self, node: fx.Node) -> None:
-        super().add(node)
-        self.graph.erase_node(self.new[node])
-        self.pending[node] = [term for one in node.all_input_nodes for term in self.pending.get(one, [self.new[one]])]
+    def add(self, operation: Operation) -> None:
+        super().add(operation)
+        self.graph.erase_node(self.new[operation.node])
+        terms = [self.pending.get(one, [self.new[one]]) for one in operation.inputs]
+        self.pending[operation.node] = [term for those in terms for term in those]
 
-    def relu(self, node: fx.Node) -> None:
-        codes, source = self.codes(node), node.all_input_nodes[0]
+    def relu(self, operation: Operation) -> None:
+        codes, source = self.codes(operation), operation.inputs[0]
         terms = self.pending.get(source) or [self.new[source]]
-        name = f"sum_{node.name}"
+        name = f"sum_{operation.node.name}"
         self.layers[name] = SumAndReLU(codes.high)
-        self.new[node] = self.graph.call_module(name, tuple(terms))
-        self.meaning[node] = replace(codes, low=0)
+        self.new[operation.node] = self.graph.call_module(name, tuple(terms))
+        self.meaning[operation.node] = replace(codes, low=0)
 
-    def max_pool(self, node: fx.Node) -> None:
+    def max_pool(self, operation: Operation) -> None:
         """torch's max_pool2d indexes bytes with bytes: too few for a feature map. float32 holds the codes exactly."""
-        source = self.integer_input(node)
-        as_float = self.graph.call_method("float", (source,))
-        self.new[node.all_input_nodes[0]] = as_float
-        super().max_pool(node)
-        codes = self.meaning[node]
-        assert isinstance(codes, Codes)
+        codes, source = self.codes(operation), self.new[operation.inputs[0]]
+        self.new[operation.inputs[0]] = self.graph.call_method("float", (source,))
+        super().max_pool(operation)
         dtype = torch.uint8 if codes.high < BYTE else torch.int32
-        self.new[node] = self.graph.call_method("to", (self.new[node], dtype))
-        self.new[node.all_input_nodes[0]] = source
+        self.new[operation.node] = self.graph.call_method("to", (self.new[operation.node], dtype))
+        self.new[operation.inputs[0]] = source

@@ -11,9 +11,8 @@ import torch.ao.quantization.fx._decomposed  # registers the quantized_decompose
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.deploy.integer.layers import weight_integers
-from common.deploy.integer.thresholds import step_positions
 from common.errors import UserError
+from common.quantizers.alignq import AlignAct
 from common.quantizers.layers import QuantConv2d
 from common.quantizers.rounding import SQRT_HALF
 
@@ -28,11 +27,11 @@ class Levels(nn.Module):
     from -1 to 1; so |u| is compared. (At 1 bit the rounding of u = 0, half to even, goes to -1.)
     """
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, act: AlignAct) -> None:
         super().__init__()
-        self.n = 2**bits - 1
-        steps = step_positions(bits)
-        self.steps: list[float] | None = steps[steps > 0].tolist() if bits in COMPARED_BITS else None
+        self.n = 2**act.bits - 1
+        steps, _ = act.thresholds()
+        self.steps: list[float] | None = steps[steps > 0].tolist() if act.bits in COMPARED_BITS else None
 
     def forward(self, u: Tensor) -> Tensor:
         if self.steps is None:  # the operations of alignq.aligned_position
@@ -50,13 +49,13 @@ class FirstLayer(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, conv: QuantConv2d, scale: Tensor, shift: Tensor, bits: int) -> None:
+    def __init__(self, conv: QuantConv2d, scale: Tensor, shift: Tensor, act: AlignAct) -> None:
         super().__init__()
         weight = conv.weight_quantizer(conv.weight).double() * scale[:, None, None, None]
         self.register_buffer("weight", weight.float().contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", shift.float())
         self.geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        self.levels = Levels(bits)
+        self.levels = Levels(act)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.levels(F.conv2d(images, self.weight, self.bias, *self.geometry))
@@ -82,9 +81,10 @@ class Int8Layer(nn.Module):
     bias: Tensor
     zero_point: Tensor
 
-    def __init__(self, conv: QuantConv2d, scale: Tensor, shift: Tensor, high: int, bits: int) -> None:
+    def __init__(self, conv: QuantConv2d, scale: Tensor, shift: Tensor, high: int, act: AlignAct) -> None:
         super().__init__()
-        weight = weight_integers(conv)
+        quantizer: Any = conv.weight_quantizer
+        weight, _ = quantizer.integers(conv.weight)
         self.wide_weight, self.wide_input = bool(weight.abs().max() > 127), high >= BYTE
         if self.wide_weight and conv.groups != 1:
             raise UserError("the fast path has no 8-bit weights in groups; use fewer bits")
@@ -98,7 +98,7 @@ class Int8Layer(nn.Module):
         self.register_buffer("bias", shift.float())
         self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int64))
         self.geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        self.levels = Levels(bits)
+        self.levels = Levels(act)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.levels(self.pre_activation(x))
@@ -122,7 +122,7 @@ class Int8Layer(nn.Module):
         stride, padding, dilation, _ = self.geometry
         kernel = self.weight.shape[2:]
         channels = x.float().sum(1, keepdim=True)
-        if tuple(kernel) == (1, 1):
+        if tuple(kernel) == (1, 1) and padding == (0, 0):
             return channels[:, :, :: stride[0], :: stride[1]]
         return F.conv2d(channels, torch.ones(1, 1, *kernel), None, stride, padding, dilation)
 

@@ -1,15 +1,19 @@
-"""The integer form of a network of "ours": between its first and its last layer nothing but integers.
+"""The integer form of a quantized network: between its first and its last layer nothing but integers.
 
-A weight level is a / n_w and an activation level r b / n_a, with a = 2 c - n_w and b = 2 c - n_a odd integers, or b = 0
-after the ReLU. Then a convolution is an exact integer sum, and BatchNorm, CDF and rounding are comparisons of that sum
-with thresholds (``thresholds``). There is no erf, no division and no float; ReLU, residual additions, maxima
-and concatenations act on integers as they are. An average pooling is a sum, whose divisor the thresholds of its
-consumer absorb, and each consumer of DenseNet's concatenated sums has thresholds of its own.
+It exists for every method whose weights are integers times a scale and whose activations are integers times a unit
+(``WeightQuantizer.integers``, ``QuantAct.integers``), where a quantizer follows every convolution's BatchNorm, behind a
+ReLU or before it. Then a convolution is an exact integer sum, and BatchNorm, ReLU and quantizer are comparisons of that
+sum with thresholds (``thresholds``). There is no erf, no division and no float; residual additions, maxima and
+concatenations act on integers as they are. An average pooling is a sum, whose divisor the thresholds of its consumer
+absorb, and each consumer of DenseNet's concatenated sums has thresholds of its own. A residual sum that is quantized as
+a whole has no such form: its terms have scales of their own.
 
 The first layer multiplies the float image; its sums leave as 32-bit fixed-point numbers. The last one begins with
-the sum over the pixels, an integer still, that the linear layer's scale turns into floats.
+the sum over the pixels, an integer still, that the linear layer's scale turns into floats, or with the real values of
+sums that no quantizer follows.
 
-Widths, with k bits and n = 2^k - 1:
+Widths of "ours", whose weights are a / n and activations r b / n, n = 2^k - 1, with odd a and b of the form 2 c - n, or
+b = 0 behind the ReLU:
 
 - weights a in -n..n fit int8 up to 7 bits; at 8 bits (-255..255) they are a = 2 (c - 128) + 1, an int8 code and a sum
   of the inputs;
@@ -18,21 +22,23 @@ Widths, with k bits and n = 2^k - 1:
 - sums fit int32, which is checked when the network is built.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from common.deploy.graph import batch_norm_scale_shift, trace
-from common.deploy.integer.layers import FirstConv, IntegerConv2d, PixelMean, SumPool, ToFloat
+from common.deploy.graph import batch_norm_scale_shift, refuse_unset, trace
+from common.deploy.integer.layers import FirstConv, IntegerConv2d, PixelMean, Signed, SumPool, SumsToFloat, ToFloat
 from common.deploy.integer.thresholds import Thresholds
-from common.errors import UserError
-from common.quantizers.alignq import AlignAct, AlignWeight
-from common.quantizers.layers import QuantConv2d
+from common.deploy.operations import Operation, operations
+from common.quantizers.layers import QuantAct, WeightQuantizer
+
+FORM = "the integer form"
+CHANNELS = (1, -3)  # the dimension of the channels; every tensor of integers has four
 
 
 @dataclass(frozen=True)
@@ -46,25 +52,34 @@ class Codes:
 
 @dataclass(frozen=True)
 class Sums:
-    """Integers A with the real value scale * A + shift, per channel, float64."""
+    """Integers A with the real value scale * A + shift, per channel, float64.
+
+    Attributes:
+        bound: the largest |A|. rectified: the real value is that, or zero if that is negative.
+    """
 
     scale: Tensor
     shift: Tensor
+    bound: int
+    rectified: bool = False
 
 
 Meaning = Codes | Sums | None  # of a tensor in the graph; None is float
 
 
 def integer_network(network: nn.Module) -> fx.GraphModule:
-    """The integer form of a network quantized by "ours"; a module from (B, C, H, W) images to class logits.
+    """The integer form of a quantized network; a module from (B, C, H, W) images to class logits.
 
     Layers keep the network's names: a quantizer's name is that of its ``Thresholds``.
 
     Raises:
-        UserError: a float convolution or activation between first and last layer (another method, 32 bits, ResNet-50
-            without --quant_shortcut True), the published grid, or sums beyond 32 bits.
+        UserError: a float convolution or activation between first and last layer (32 bits, a residual sum quantized as
+            a whole, ResNet-50 without --quant_shortcut True), levels that are no multiples of a unit, learned scales
+            that were never set, or sums beyond 32 bits.
     """
-    return Rewriter(trace(network)).run()
+    source = trace(network)
+    refuse_unset(source.named_modules())
+    return Rewriter(source).run()
 
 
 class Rewriter:
@@ -72,163 +87,221 @@ class Rewriter:
 
     def __init__(self, source: fx.GraphModule) -> None:
         self.source = source
-        self.layers: dict[str, nn.Module] = {}
+        self.layers: dict[str, Any] = {}
         self.graph = fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
         self.meaning: dict[fx.Node, Meaning] = {}
-        self.rules: dict[Any, Callable[[fx.Node], None]] = {
-            QuantConv2d: self.convolution,
-            nn.Conv2d: self.convolution,
-            nn.BatchNorm2d: self.batch_norm,
-            AlignAct: self.quantizer,
-            **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), self.identity),
-            **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), self.relu),
-            **dict.fromkeys((operator.add, operator.iadd, torch.add), self.add),
-            torch.cat: self.concatenate,
-            **dict.fromkeys((nn.MaxPool2d, F.max_pool2d, torch.max_pool2d), self.max_pool),
-            **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), self.average_pool),
+        self.rules: dict[str, Callable[[Operation], None]] = {
+            "convolution": self.convolution,
+            "batch_norm": self.batch_norm,
+            "quantizer": self.quantizer,
+            "identity": self.identity,
+            "relu": self.relu,
+            "add": self.add,
+            "concatenate": self.concatenate,
+            "max_pool": self.max_pool,
+            "average_pool": self.average_pool,
             "mean": self.mean,
-            nn.AdaptiveAvgPool2d: self.global_average,
-            **dict.fromkeys(("flatten", torch.flatten), self.flatten),
+            "adaptive_average_pool": self.global_average,
+            "flatten": self.flatten,
         }
 
     def run(self) -> fx.GraphModule:
-        for node in self.source.graph.nodes:
-            inputs = [self.meaning[one] for one in node.all_input_nodes]
-            rule = self.rules.get(self.kind(node))
-            if rule is not None and (any(inputs) or isinstance(self.layer(node), nn.Conv2d)):
-                rule(node)
+        for operation in operations(self.source):
+            inputs = [self.meaning[one] for one in operation.node.all_input_nodes]
+            rule = self.rules.get(operation.kind)
+            if rule is not None and (any(inputs) or operation.kind == "convolution"):
+                rule(operation)
             elif any(inputs):
-                raise UserError(f"{node.target}: no integer form is known for {self.kind(node)}")
+                raise operation.refuse(f"{FORM} does not know {operation.layer or operation.node.target}")
             else:
-                self.copy(node)
+                self.copy(operation)
         return fx.GraphModule(self.layers, self.graph, "IntegerNetwork").eval()
 
-    def layer(self, node: fx.Node) -> nn.Module | None:
-        return self.source.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    def kind(self, node: fx.Node) -> Any:
-        layer = self.layer(node)
-        return node.target if layer is None else type(layer)
-
-    def input(self, node: fx.Node) -> tuple[fx.Node, Meaning]:
-        first = node.all_input_nodes[0]
+    def input(self, operation: Operation) -> tuple[fx.Node, Meaning]:
+        first = operation.inputs[0]
         return self.new[first], self.meaning[first]
 
-    def emit(self, node: fx.Node, layer: nn.Module, meaning: Meaning) -> None:
-        """Apply ``layer`` in the place of ``node``, under a layer's own name where it has one."""
-        name = str(node.target) if node.op == "call_module" else node.name
+    def emit(self, operation: Operation, layer: nn.Module, meaning: Meaning) -> None:
+        """Apply ``layer`` in the place of an operation, under a layer's own name for its first use."""
+        self.new[operation.node] = self.call(operation.name, layer, self.input(operation)[0], operation.node.name)
+        self.meaning[operation.node] = meaning
+
+    def call(self, name: str, layer: nn.Module, x: fx.Node, instead: str) -> fx.Node:
+        """``layer`` applied to x under a name, or ``instead`` of one that is taken."""
+        name = instead if name in self.layers else name
         self.layers[name] = layer
-        self.new[node] = self.graph.call_module(name, (self.input(node)[0],))
+        return self.graph.call_module(name, (x,))
+
+    def copy(self, operation: Operation, meaning: Meaning = None, x: fx.Node | None = None) -> None:
+        """The operation as it is; of x in place of its input, if given."""
+        node = operation.node
+        if node.op in ("call_module", "get_attr"):
+            self.layers[str(node.target)] = operator.attrgetter(str(node.target))(self.source)
+        self.new[node] = self.graph.node_copy(node, lambda one: self.new[one] if x is None else x)
         self.meaning[node] = meaning
 
-    def copy(self, node: fx.Node, meaning: Meaning = None) -> None:
-        if (layer := self.layer(node)) is not None:
-            self.layers[str(node.target)] = layer
-        self.new[node] = self.graph.node_copy(node, lambda one: self.new[one])
-        self.meaning[node] = meaning
-
-    def codes(self, node: fx.Node) -> Codes:
-        meaning = self.input(node)[1]
+    def codes(self, operation: Operation) -> Codes:
+        meaning = self.input(operation)[1]
         if not isinstance(meaning, Codes):
             what = "float values" if meaning is None else "sums that no quantizer follows (--abitW below 32 adds one)"
-            raise UserError(f"{node.name}: acts on {what}, which have no integer form here")
+            raise operation.refuse(f"acts on {what}, which have no integer form here")
         return meaning
 
-    def sums(self, node: fx.Node) -> Sums:
-        meaning = self.input(node)[1]
+    def sums(self, operation: Operation) -> Sums:
+        meaning = self.input(operation)[1]
         if not isinstance(meaning, Sums):
-            raise UserError(f"{node.target}: a quantizer or BatchNorm that no quantized convolution precedes")
+            raise operation.refuse("a quantizer, BatchNorm or pooling that no quantized convolution precedes")
         return meaning
 
-    def identity(self, node: fx.Node) -> None:
-        self.new[node], self.meaning[node] = self.input(node)
+    def unrectified(self, operation: Operation) -> Sums:
+        sums = self.sums(operation)
+        if sums.rectified:
+            raise operation.refuse(f"{FORM} knows a quantizer, a maximum and a convolution behind a ReLU")
+        return sums
 
-    def convolution(self, node: fx.Node) -> None:
-        conv, meaning = self.layer(node), self.input(node)[1]
-        assert isinstance(conv, nn.Conv2d)
-        quantizer = getattr(conv, "weight_quantizer", None)
-        exact = isinstance(quantizer, AlignWeight) and quantizer.grid is not None and quantizer.grid.offset > 0
-        if not (isinstance(conv, QuantConv2d) and isinstance(quantizer, AlignWeight) and exact):
-            raise UserError(
-                f"{node.target}: the integer form exists for --method ours below 32 bits, --levels exact; this "
-                f"convolution has {'float weights' if quantizer is None else quantizer}"
-            )
+    def identity(self, operation: Operation) -> None:
+        self.new[operation.node], self.meaning[operation.node] = self.input(operation)
+
+    def convolution(self, operation: Operation) -> None:
+        conv, own = operation.layer, getattr(operation.layer, "input_quantizer", None)
         if conv.padding_mode != "zeros":
-            raise UserError(f"{node.target}: padding by {conv.padding_mode} has no integer form here, only zeros")
-        shift = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias
+            raise operation.refuse(f"padding by {conv.padding_mode} has no integer form here, only zeros")
+        weight, units = self.weight_integers(operation)
+        shift = torch.zeros(conv.out_channels).double() if conv.bias is None else conv.bias.double()
+        x, meaning = self.input(operation)
         if meaning is None:
             if any(isinstance(layer, FirstConv | IntegerConv2d) for layer in self.layers.values()):
-                raise UserError(
-                    f"{node.target}: a second convolution of float values; the integer form needs every activation "
+                raise operation.refuse(
+                    "a second convolution of float values; the integer form needs every activation "
                     "quantized (--abitW below 32; for ResNet-50 --quant_shortcut True)"
                 )
             first = FirstConv(conv)
-            self.emit(node, first, Sums(torch.full_like(shift, first.unit, dtype=torch.float64), shift.double()))
+            self.emit(operation, first, Sums(torch.full_like(shift, first.unit), shift, first.bound))
             return
-        codes = self.codes(node)
-        layer = IntegerConv2d(conv, codes.high, str(node.target))
-        unit = codes.unit / (2**quantizer.bits - 1)
-        self.emit(node, layer, Sums(torch.full_like(shift, unit, dtype=torch.float64), shift.double()))
+        if isinstance(own, QuantAct):
+            x, codes = self.quantized(operation, own, f"{operation.name}.input_quantizer")
+        else:
+            codes = self.codes(operation)
+        layer = IntegerConv2d(conv, weight, max(-codes.low, codes.high), operation.name)
+        self.new[operation.node] = self.call(operation.name, layer, x, operation.node.name)
+        self.meaning[operation.node] = Sums(codes.unit * units.expand_as(shift), shift, layer.bound)
 
-    def batch_norm(self, node: fx.Node) -> None:
-        bn, sums = self.layer(node), self.sums(node)
-        assert isinstance(bn, nn.BatchNorm2d)
-        scale, shift = batch_norm_scale_shift(bn)
-        self.new[node] = self.input(node)[0]
-        self.meaning[node] = Sums(sums.scale * scale, sums.shift * scale + shift)
+    def weight_integers(self, operation: Operation) -> tuple[Tensor, Tensor]:
+        conv, quantizer = operation.layer, getattr(operation.layer, "weight_quantizer", None)
+        what, found = "float weights (--bitW below 32 quantizes them)", None
+        if isinstance(quantizer, WeightQuantizer) and quantizer.has_codes:
+            try:
+                what, found = f"those of {quantizer}", quantizer.integers(conv.weight)
+            except ValueError as error:
+                raise operation.refuse(f"{error}; expected a network with finite weights") from None
+        if found is None:
+            raise operation.refuse(f"{FORM} needs weights that are integers times a scale; this convolution has {what}")
+        return found
 
-    def quantizer(self, node: fx.Node) -> None:
-        act, sums = self.layer(node), self.sums(node)
-        assert isinstance(act, AlignAct)
-        n = 2**act.bits - 1
-        if act.grid is None or act.grid.offset == 0:
-            raise UserError(f"{node.target}: the integer form needs --levels exact below 32 bits")
+    def batch_norm(self, operation: Operation) -> None:
+        sums = self.unrectified(operation)
+        scale, shift = batch_norm_scale_shift(operation.layer)
+        self.new[operation.node] = self.input(operation)[0]
+        self.meaning[operation.node] = Sums(sums.scale * scale, sums.shift * scale + shift, sums.bound)
+
+    def quantizer(self, operation: Operation) -> None:
+        self.new[operation.node], self.meaning[operation.node] = self.quantized(
+            operation, operation.layer, operation.name
+        )
+
+    def quantized(self, operation: Operation, act: QuantAct, name: str) -> tuple[fx.Node, Codes]:
+        """The input of an operation, quantized under a name."""
+        sums, found = self.sums(operation), act.integers() if act.has_codes else None
+        if found is None:
+            raise operation.refuse(f"{FORM} needs activations that are integers times a unit, unlike those of {act}")
+        integers, unit = found
         try:
-            thresholds = Thresholds(sums.scale, sums.shift, act.bits)
+            thresholds = Thresholds(sums.scale, sums.shift, act, integers, sums.rectified)
         except ValueError as error:
-            raise UserError(f"{node.target}: {error}; is the file of a run that diverged?") from None
-        self.emit(node, thresholds, Codes(act.act_range / n, -n, n))
+            raise operation.refuse(f"{error}; is the file of a run that diverged?") from None
+        node = self.call(name, thresholds, self.input(operation)[0], f"{operation.node.name}_quantizer")
+        return node, Codes(unit, int(integers[0]), int(integers[-1]))
 
-    def relu(self, node: fx.Node) -> None:
-        self.copy(node, replace(self.codes(node), low=0))
+    def relu(self, operation: Operation) -> None:
+        x, meaning = self.input(operation)
+        if isinstance(meaning, Sums):  # waits for the quantizer behind it
+            self.new[operation.node], self.meaning[operation.node] = x, replace(meaning, rectified=True)
+            return
+        codes = self.codes(operation)
+        self.copy(operation, replace(codes, low=max(codes.low, 0)))
 
-    def max_pool(self, node: fx.Node) -> None:
-        self.copy(node, self.codes(node))
+    def max_pool(self, operation: Operation) -> None:
+        operation.require(FORM, return_indices=False)
+        x, sums = self.input(operation)
+        if not isinstance(sums, Sums):
+            self.copy(operation, self.codes(operation))
+            return
+        if bool((sums.scale < 0).any()):
+            x = self.call(f"{operation.node.name}_signed", Signed(sums.scale), x, f"{operation.node.name}_signed")
+        self.copy(operation, replace(sums, scale=sums.scale.abs()), x)
 
-    def add(self, node: fx.Node) -> None:
-        one, other = (self.meaning[term] for term in node.all_input_nodes)
+    def add(self, operation: Operation) -> None:
+        operation.require(FORM, alpha=1)
+        one, other = (self.meaning.get(term) for term in operation.inputs)
         if not (isinstance(one, Codes) and isinstance(other, Codes) and one.unit == other.unit):
-            raise UserError(
-                f"{node.name}: adds values of which one is not quantized, or on another grid; the integer form needs "
+            raise operation.refuse(
+                "adds values of which one is not quantized, or on another grid; the integer form needs "
                 "both branches quantized alike (for ResNet-50 --quant_shortcut True)"
             )
-        self.copy(node, Codes(one.unit, one.low + other.low, one.high + other.high))
+        self.copy(operation, Codes(one.unit, one.low + other.low, one.high + other.high))
 
-    def concatenate(self, node: fx.Node) -> None:
-        parts = [self.meaning[part] for part in node.all_input_nodes]
+    def concatenate(self, operation: Operation) -> None:
+        parts = [self.meaning[part] for part in operation.inputs]
         sums = [part for part in parts if isinstance(part, Sums)]
-        if len(sums) != len(parts):
-            raise UserError(f"{node.name}: concatenates values that are not all sums of quantized convolutions")
+        codes = [part for part in parts if isinstance(part, Codes)]
+        if len(codes) == len(parts) and len({part.unit for part in codes}) == 1:
+            low, high = min(part.low for part in codes), max(part.high for part in codes)
+            self.copy(operation, Codes(codes[0].unit, low, high))
+            return
+        if len(sums) != len(parts) or len({part.rectified for part in sums}) > 1:
+            raise operation.refuse(
+                "concatenates values that are not all sums of quantized convolutions, or on one grid"
+            )
+        if operation.options["dim"] not in CHANNELS:
+            operation.require(FORM, dim=1)
         scale, shift = (torch.cat([getattr(part, name) for part in sums]) for name in ("scale", "shift"))
-        self.copy(node, Sums(scale, shift))
+        self.copy(operation, Sums(scale, shift, max(part.bound for part in sums), sums[0].rectified))
 
-    def average_pool(self, node: fx.Node) -> None:
-        sums, layer = self.sums(node), self.layer(node)
-        kernel = layer.kernel_size if isinstance(layer, nn.AvgPool2d) else node.args[1]
-        if not isinstance(kernel, int) or node.kwargs or len(node.args) > 2:
-            raise UserError(f"{node.name}: only square average pooling without padding has an integer form here")
-        self.emit(node, SumPool(kernel), Sums(sums.scale / kernel**2, sums.shift))
+    def average_pool(self, operation: Operation) -> None:
+        sums, kernel = self.unrectified(operation), operation.pair("kernel_size")
+        operation.require(FORM, padding=0, ceil_mode=False, divisor_override=None)
+        pool = SumPool(kernel, operation.pair("stride"), sums.bound, operation.name)
+        self.emit(operation, pool, Sums(sums.scale / math.prod(kernel), sums.shift, pool.bound))
 
-    def mean(self, node: fx.Node) -> None:
-        self.emit(node, PixelMean(self.codes(node).unit), None)
+    def ends_in_float(self, operation: Operation) -> bool:
+        """Whether an operation of the last layer met sums; it then computes their real values."""
+        x, sums = self.input(operation)
+        if not isinstance(sums, Sums):
+            return False
+        name = f"{operation.node.name}_values"
+        values = self.call(name, SumsToFloat(sums.scale, sums.shift, sums.rectified), x, name)
+        self.copy(operation, None, values)
+        return True
 
-    def global_average(self, node: fx.Node) -> None:
-        layer = self.layer(node)
-        assert isinstance(layer, nn.AdaptiveAvgPool2d)
-        if layer.output_size not in (1, (1, 1)):
-            raise UserError(f"{node.target}: only adaptive average pooling to one pixel has an integer form here")
-        self.mean(node)
+    def mean(self, operation: Operation) -> None:
+        if self.ends_in_float(operation):
+            return
+        operation.require(FORM, dtype=None)
+        dims = operation.options["dim"]
+        if not isinstance(dims, tuple | list) or sorted(dim % 4 for dim in dims) != [2, 3]:
+            raise operation.refuse(f"{FORM} knows the mean over rows and columns, not over dimensions {dims}")
+        mean = PixelMean(self.codes(operation).unit, operation.options["keepdim"])
+        self.emit(operation, mean, None)
 
-    def flatten(self, node: fx.Node) -> None:
-        self.emit(node, nn.Sequential(nn.Flatten(), ToFloat(self.codes(node).unit)), None)
+    def global_average(self, operation: Operation) -> None:
+        if self.ends_in_float(operation):
+            return
+        operation.require(FORM, output_size=1)
+        self.emit(operation, PixelMean(self.codes(operation).unit, keepdim=True), None)
+
+    def flatten(self, operation: Operation) -> None:
+        if self.ends_in_float(operation):
+            return
+        operation.require(FORM, start_dim=1, end_dim=-1)
+        self.emit(operation, nn.Sequential(nn.Flatten(), ToFloat(self.codes(operation).unit)), None)

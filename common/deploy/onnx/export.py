@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from common.deploy.extras import need
-from common.deploy.graph import trace
+from common.deploy.graph import refuse_unset, trace
 from common.deploy.onnx.graph import GraphWriter
 from common.writing import write_whole
 
@@ -38,7 +38,9 @@ def export_onnx(
 def onnx_model(network: nn.Module, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> Any:
     """The checked ModelProto of ``export_onnx``."""
     onnx = need("onnx")
-    writer = GraphWriter(trace(network))
+    source = trace(network)
+    refuse_unset(source.named_modules())
+    writer = GraphWriter(source)
     writer.run()
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(

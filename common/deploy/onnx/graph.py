@@ -1,17 +1,17 @@
 """A traced network as ONNX nodes, layer by layer."""
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
 from common.deploy.onnx.nodes import Nodes
 from common.deploy.onnx.quantizers import write_activation, write_weight
-from common.errors import UserError
+from common.deploy.operations import Operation, operations
 from common.quantizers.layers import QuantAct, QuantConv2d
+
+FORM = "the ONNX export"
 
 
 class GraphWriter(Nodes):
@@ -21,57 +21,63 @@ class GraphWriter(Nodes):
         super().__init__()
         self.source = source
         self.names: dict[fx.Node, str] = {}
-        self.rules: dict[Any, Callable[[fx.Node, Any], str]] = {
-            **dict.fromkeys((QuantConv2d, nn.Conv2d), self.convolution),
-            **dict.fromkeys((nn.BatchNorm2d, nn.BatchNorm1d), self.batch_norm),
-            **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), lambda node, layer: self.inputs(node)[0]),
-            **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), lambda node, layer: self.plain("Relu", node)),
-            **dict.fromkeys((nn.ReLU6, F.relu6), self.relu6),
-            **dict.fromkeys((operator.add, operator.iadd, torch.add), lambda node, layer: self.plain("Add", node)),
-            torch.cat: self.concat,
-            **dict.fromkeys((nn.MaxPool2d, F.max_pool2d), self.max_pool),
-            **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), self.average_pool),
-            "mean": self.mean,
-            **dict.fromkeys(
-                ("flatten", torch.flatten), lambda node, layer: self.plain("Flatten", node, axis=node.args[1])
+        self.taken: set[str] = set()
+        self.rules: dict[str, Callable[[Operation, str], str]] = {
+            "convolution": self.convolution,
+            "batch_norm": self.batch_norm,
+            "quantizer": lambda operation, name: write_activation(
+                self, operation.layer, name, self.inputs(operation)[0]
             ),
-            **dict.fromkeys((nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d), self.global_average_pool),
+            "identity": lambda operation, name: self.inputs(operation)[0],
+            "relu": lambda operation, name: self.plain("Relu", operation, name),
+            "relu6": lambda operation, name: self.chain(
+                name, self.inputs(operation)[0], ("clipped", "Clip", (0.0, 6.0))
+            ),
+            "add": self.addition,
+            "concatenate": lambda operation, name: self.plain("Concat", operation, name, axis=operation.options["dim"]),
+            "max_pool": self.max_pool,
+            "average_pool": self.average_pool,
+            "adaptive_average_pool": self.global_average_pool,
+            "mean": self.mean,
+            "flatten": self.flatten,
             "expand": self.expand,
-            nn.Linear: self.linear,
+            "linear": self.linear,
         }
 
     def run(self) -> None:
         """
         Raises:
-            UserError: a layer that this export does not know.
+            UserError: a layer, or an argument of one, that this export does not know.
         """
-        for node in self.source.graph.nodes:
-            if node.op == "placeholder":
-                self.names[node] = "images"
-            elif node.op == "output":
-                self.nodes.append(self.helper.make_node("Identity", self.inputs(node), ["logits"]))
+        for operation in operations(self.source):
+            if operation.kind == "input":
+                self.names[operation.node] = "images"
+            elif operation.kind == "output":
+                self.nodes.append(self.helper.make_node("Identity", self.inputs(operation), ["logits"]))
+            elif operation.kind in self.rules:
+                self.names[operation.node] = self.rules[operation.kind](operation, self.name_of(operation))
             else:
-                layer = self.source.get_submodule(str(node.target)) if node.op == "call_module" else None
-                rule = self.rules.get(node.target if layer is None else type(layer))
-                if isinstance(layer, QuantAct):
-                    rule = self.activation
-                if rule is None:
-                    raise UserError(f"{node.target}: the ONNX export does not know {layer or node.target}")
-                self.names[node] = rule(node, layer)
+                raise operation.refuse(f"{FORM} does not know {operation.layer or operation.node.target}")
 
-    def inputs(self, node: fx.Node) -> list[str]:
-        return [self.names[one] for one in node.all_input_nodes]
+    def name_of(self, operation: Operation) -> str:
+        """The layer's, for its first use."""
+        name = operation.node.name if operation.name in self.taken else operation.name
+        self.taken.add(name)
+        return name
 
-    def plain(self, kind: str, node: fx.Node, **attributes: Any) -> str:
-        return self.add(kind, self.inputs(node), str(node.name), **attributes)
+    def inputs(self, operation: Operation) -> list[str]:
+        return [
+            self.names[one] if isinstance(one, fx.Node) else self.floats(f"{operation.name}:number", one)
+            for one in operation.inputs
+        ]
 
-    def activation(self, node: fx.Node, act: QuantAct) -> str:
-        return write_activation(self, act, str(node.target), self.inputs(node)[0])
+    def plain(self, kind: str, operation: Operation, name: str, **attributes: Any) -> str:
+        return self.add(kind, self.inputs(operation), name, **attributes)
 
-    def convolution(self, node: fx.Node, conv: nn.Conv2d) -> str:
-        name, (value,) = str(node.target), self.inputs(node)
+    def convolution(self, operation: Operation, name: str) -> str:
+        conv, (value,) = operation.layer, self.inputs(operation)
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise UserError(f"{name}: the ONNX export knows padding by zeros, given in pixels")
+            raise operation.refuse(f"{FORM} knows padding by zeros, given in pixels")
         if isinstance(conv, QuantConv2d) and isinstance(conv.input_quantizer, QuantAct):
             value = write_activation(self, conv.input_quantizer, f"{name}.input_quantizer", value)
         inputs = [value, write_weight(self, conv, name)]
@@ -79,8 +85,8 @@ class GraphWriter(Nodes):
         geometry = {"strides": conv.stride, "pads": conv.padding * 2, "dilations": conv.dilation, "group": conv.groups}
         return self.add("Conv", inputs, name, kernel_shape=conv.kernel_size, **geometry)
 
-    def batch_norm(self, node: fx.Node, bn: nn.BatchNorm2d) -> str:
-        name = str(node.target)
+    def batch_norm(self, operation: Operation, name: str) -> str:
+        bn = operation.layer
         values = {
             "weight": bn.weight if bn.affine else torch.ones(bn.num_features),
             "bias": bn.bias if bn.affine else torch.zeros(bn.num_features),
@@ -88,47 +94,49 @@ class GraphWriter(Nodes):
             "running_var": bn.running_var,
         }
         constants = [self.floats(f"{name}.{key}", value) for key, value in values.items()]
-        return self.add("BatchNormalization", self.inputs(node) + constants, name, epsilon=bn.eps)
+        return self.add("BatchNormalization", self.inputs(operation) + constants, name, epsilon=bn.eps)
 
-    def relu6(self, node: fx.Node, layer: nn.ReLU6 | None) -> str:
-        return self.chain(str(node.name), self.inputs(node)[0], ("clipped", "Clip", (0.0, 6.0)))
+    def addition(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, alpha=1)
+        return self.plain("Add", operation, name)
 
-    def concat(self, node: fx.Node, layer: None) -> str:
-        return self.plain("Concat", node, axis=node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))
+    def max_pool(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, ceil_mode=False, return_indices=False)
+        dilation = operation.pair("dilation")
+        return self.plain("MaxPool", operation, name, **_window(operation), dilations=dilation)
 
-    def global_average_pool(self, node: fx.Node, layer: nn.AdaptiveAvgPool2d | None) -> str:
-        size = node.args[1] if layer is None else layer.output_size
-        if size not in (1, (1, 1)):
-            raise UserError(
-                f"{node.target}: the ONNX export knows adaptive average pooling to one pixel, not to {size}"
-            )
-        return self.plain("GlobalAveragePool", node)
+    def average_pool(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, ceil_mode=False, divisor_override=None)
+        counted = int(operation.options["count_include_pad"])
+        return self.plain("AveragePool", operation, name, **_window(operation), count_include_pad=counted)
 
-    def max_pool(self, node: fx.Node, layer: nn.MaxPool2d | None) -> str:
-        if layer is None:
-            given = dict(zip(("kernel_size", "stride", "padding"), node.args[1:], strict=False)) | dict(node.kwargs)
-        else:
-            given = {key: getattr(layer, key) for key in ("kernel_size", "stride", "padding")}
-        kernel = given["kernel_size"]
-        stride, padding = given.get("stride") or kernel, given.get("padding", 0)
-        return self.plain("MaxPool", node, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4)
+    def global_average_pool(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, output_size=1)
+        return self.plain("GlobalAveragePool", operation, name)
 
-    def average_pool(self, node: fx.Node, layer: nn.AvgPool2d | None) -> str:
-        kernel = node.args[1] if layer is None else layer.kernel_size
-        return self.plain("AveragePool", node, kernel_shape=[kernel] * 2, strides=[kernel] * 2)
+    def mean(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, dtype=None)
+        dims = operation.options["dim"]
+        if dims is None:
+            raise operation.refuse(f"{FORM} knows the mean over given dimensions")
+        axes = self.integers(f"{name}:axes", [dims] if isinstance(dims, int) else list(dims))
+        return self.add("ReduceMean", [*self.inputs(operation), axes], name, keepdims=int(operation.options["keepdim"]))
 
-    def mean(self, node: fx.Node, layer: None) -> str:
-        pixels: Any = node.args[1]
-        axes = self.integers(f"{node.name}:axes", list(pixels))
-        return self.add("ReduceMean", [*self.inputs(node), axes], str(node.name), keepdims=0)
+    def flatten(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, start_dim=1, end_dim=-1)
+        return self.plain("Flatten", operation, name, axis=1)
 
-    def expand(self, node: fx.Node, layer: None) -> str:
-        sizes: Any = node.args[1:]
-        shape = self.integers(f"{node.name}:shape", [max(size, 1) for size in sizes])
-        return self.add("Expand", [*self.inputs(node), shape], str(node.name))
+    def expand(self, operation: Operation, name: str) -> str:
+        shape = self.integers(f"{name}:shape", [max(size, 1) for size in operation.options["size"]])
+        return self.add("Expand", [*self.inputs(operation), shape], name)
 
-    def linear(self, node: fx.Node, layer: nn.Linear) -> str:
-        name = str(node.target)
-        inputs = [*self.inputs(node), self.floats(f"{name}.weight", layer.weight)]
+    def linear(self, operation: Operation, name: str) -> str:
+        layer = operation.layer
+        inputs = [*self.inputs(operation), self.floats(f"{name}.weight", layer.weight)]
         inputs += [] if layer.bias is None else [self.floats(f"{name}.bias", layer.bias)]
         return self.add("Gemm", inputs, name, transB=1)
+
+
+def _window(operation: Operation) -> dict[str, tuple[int, ...]]:
+    kernel, stride, padding = (operation.pair(name) for name in ("kernel_size", "stride", "padding"))
+    return {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}

@@ -88,7 +88,7 @@ def load_into(network: nn.Module, path: Path | str) -> nn.Module:
 def _activations(network: nn.Module) -> dict[str, str]:
     """What the quantizers of activations do that no tensor says; weights are values in the file."""
     return {
-        name: f"{module!r} {getattr(module, 'act_range', '')} {getattr(module, 'grid', '')}".rstrip()
+        name: " ".join(map(str, (module, *module.settings())))
         for name, module in network.named_modules()
         if isinstance(module, QuantAct)
     }

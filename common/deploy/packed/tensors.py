@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.deploy.activations import settled_scale
-from common.deploy.packed.packing import code_bits, decode, decoded, encode, levels_of
+from common.deploy.graph import refuse_unset
+from common.deploy.packed.packing import DecodedWeight, code_bits, decode, encode
 from common.errors import UserError
-from common.quantizers.layers import LearnedScale, QuantConv2d, WeightQuantizer
+from common.quantizers.layers import QuantConv2d, WeightQuantizer
+from common.quantizers.learned_scale import LearnedScale
 
 TABLES = ("levels", "scales", "activation_scales")
 
@@ -37,7 +38,7 @@ class _Parts:
 
 def _parts(network: nn.Module) -> _Parts:
     modules = dict(network.named_modules())
-    packed = {name: m for name, m in modules.items() if isinstance(m, QuantConv2d) and _has_codes(m.weight_quantizer)}
+    packed = {name: m for name, m in modules.items() if isinstance(m, QuantConv2d) and _is_packed(m.weight_quantizer)}
     norms = {name: m for name, m in modules.items() if isinstance(m, _BatchNorm) and m.affine and m.track_running_stats}
     within = {f"{name}.weight_quantizer" for name in packed}
     scaled = {name: m for name, m in modules.items() if isinstance(m, LearnedScale) and name not in within}
@@ -47,8 +48,8 @@ def _parts(network: nn.Module) -> _Parts:
     return _Parts(packed, norms, scaled, tuple(key for key in plain if key.removesuffix(".weight") not in packed))
 
 
-def _has_codes(quantizer: nn.Module) -> bool:
-    return isinstance(quantizer, WeightQuantizer) and quantizer.bits <= 8  # aligned 32-bit weights stay float
+def _is_packed(quantizer: nn.Module) -> bool:
+    return isinstance(quantizer, WeightQuantizer) and quantizer.has_codes
 
 
 def _rows(norm: Any) -> tuple[Tensor, ...]:
@@ -68,13 +69,14 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     tensors = {name: state[name] for name in parts.plain}
     tensors |= {name: torch.stack(_rows(norm)) for name, norm in parts.norms.items()}
     if parts.scaled:
-        tensors["activation_scales"] = torch.stack([settled_scale(one, name) for name, one in parts.scaled.items()])
+        refuse_unset(parts.scaled.items())
+        tensors["activation_scales"] = torch.stack([one.settled() for one in parts.scaled.values()])
     scales = []
     for name, layer in parts.packed.items():
         quantizer: Any = layer.weight_quantizer
-        tensors.setdefault("levels", levels_of(quantizer))
+        tensors.setdefault("levels", quantizer.levels())
         try:
-            tensors[f"{name}.codes"], scale = encode(quantizer, layer.weight, tensors["levels"])
+            tensors[f"{name}.codes"], scale = encode(quantizer, layer.weight)
         except ValueError as error:
             raise UserError(f"{name}: {error}; expected a network with finite weights") from None
         scales.append(scale)
@@ -95,7 +97,7 @@ def check(network: nn.Module, tensors: dict[str, Tensor]) -> None:
         expected["activation_scales"] = (torch.float32, (len(parts.scaled),))
     if parts.packed:
         quantizer: Any = next(iter(parts.packed.values())).weight_quantizer
-        levels = levels_of(quantizer)
+        levels = quantizer.levels()
         expected["levels"] = (torch.float32, (len(levels),))
         expected["scales"] = (torch.float32, (sum(_groups(parts, tensors["scales"])),))
         for name, layer in parts.packed.items():
@@ -128,4 +130,5 @@ def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
         groups = tensors["scales"].split(_groups(parts, tensors["scales"]))
         for (name, layer), scales in zip(parts.packed.items(), groups, strict=True):
             layer.weight.copy_(decode(tensors[f"{name}.codes"], scales, tensors["levels"], layer.weight.shape))
-            layer.weight_quantizer = decoded(layer.weight_quantizer)
+            origin: Any = layer.weight_quantizer
+            layer.weight_quantizer = DecodedWeight(origin, scales.clone())

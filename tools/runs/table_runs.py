@@ -1,41 +1,27 @@
-"""The rows of the README's tables as runs: how a row is called, what it starts from, the command that trains it."""
+"""The rows of the README's tables as runs: what each starts from, and the flags that train it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.admm.preservation import CRP_FLAGS
 from common.config import recipes
 from common.config.naming import find_source, name_files
-from common.config.options import FLAGS, parse
+from common.config.options import parse
 from common.config.tasks import Task
-from common.errors import UserError
-from common.runs.checkpoint import keep_weights_alone
-from runs.cells import BEST, FLOAT_BITS
-from runs.command_line import flag_names
-from runs.programs import programs
-from runs.result_tables import read_summary
+from common.quantizers.rounding import FLOAT_BITS
+from tools.runs.main_flags import flag_names
+from tools.runs.plan import BEST
+from tools.runs.programs import programs
+from tools.runs.result_tables import read_summary
 
 PARTS = {"daq": "DAQ", "grad": "Gradient Approx.", "crp": "CRP"}  # of the method; the tables' columns
 ABLATION = (("daq",), ("daq", "grad"), ("daq", "grad", "crp"))
-CRP_FLAGS = {flag.key for flag in FLAGS if flag.crp}
-LABELS = {
-    "resnet20": "ResNet-20",
-    "resnet56": "ResNet-56",
-    "densenet40": "DenseNet-40",
-    "mnist": "MNIST",
-    "mnistm": "MNISTM",
-    "svhn": "SVHN",
-    "syndigit": "SynDigits",
-    "amazon": "A",
-    "dslr": "D",
-    "webcam": "W",
-}
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class TableRun:
     """One run: a row of a table at some parts of the method, or the float network (no parts) that rows start from.
 
     Attributes:
@@ -48,7 +34,7 @@ class Run:
     row: recipes.Row
     bits: int
     parts: tuple[str, ...] = ()
-    source: "Run | None" = None
+    source: "TableRun | None" = None
     file: Path | None = None
 
     @property
@@ -56,7 +42,7 @@ class Run:
         """Its folder, e.g. res20_4bit_daq_grad or aw_8bit_daq_grad_crp."""
         if self.row.pair is None:
             stem = self.task.stem
-        elif self.task.kind == "digits":
+        elif self.task.data == "digits":
             stem = "_".join(self.row.pair)
         else:
             stem = "".join(domain[0] for domain in self.row.pair)
@@ -70,7 +56,7 @@ class Run:
         return [*pair, *width, *(method if self.parts else [])]
 
     def arguments(self, folder: Path, passed: Mapping[str, str]) -> list[str]:
-        """Flags of main.py for a run in a folder of ``folder``, started or resumed.
+        """Flags of main.py for a run in a folder of ``folder``, started or resumed; it may be finished already.
 
         Args:
             passed: further flags by name; those that this run does not have are left out.
@@ -88,61 +74,10 @@ class Run:
         """What summary.json says; None: it is not finished."""
         return read_summary(folder / self.name) if (folder / self.name / BEST).exists() else None
 
-    def trim(self, folder: Path) -> None:
-        """Of a finished run, drop what only a resume needs: last.pt and, in model_best.pt, the optimizer's state."""
-        best = folder / self.name / BEST
-        if (last := best.with_name("last.pt")).exists():
-            keep_weights_alone(best)
-            last.unlink()
 
-
-def label(row: recipes.Row) -> str:
-    """What the README's table calls it: ResNet-20, MNIST->MNISTM, A->W."""
-    return "->".join(LABELS[domain] for domain in row.pair) if row.pair else LABELS[row.task]
-
-
-def _key(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower())
-
-
-def _called(row: recipes.Row, name: str) -> bool:
-    names = {label(row), row.task if row.pair is None else "-".join(row.pair)}
-    return _key(name) in {_key(one) for one in names}
-
-
-def tasks_named(names: Sequence[str]) -> list[str]:
-    chosen = [task for name in names for task in (recipes.TABLES if name == "all" else [name])]
-    for task in chosen:
-        if task not in recipes.TABLES:
-            raise UserError(f"--task {task}: expected all, or some of {', '.join(recipes.TABLES)}")
-    if not chosen:
-        raise UserError(f"--task: expected all, or some of {', '.join(recipes.TABLES)}")
-    return list(dict.fromkeys(chosen))
-
-
-def select(tasks: Sequence[str], names: Sequence[str], widths: Sequence[int]) -> list[recipes.Row]:
-    """The tables' rows by what the README calls them and by bits (empty: all); 32 bits: the widest row's, in float.
-
-    Raises:
-        UserError: no chosen table has such a row, or none such a width.
-    """
-    rows = [row for task in tasks for row in recipes.TABLES[task]]
-    for name in names:
-        if not any(_called(row, name) for row in rows):
-            known = ", ".join(dict.fromkeys(label(row).replace("->", "-") for row in rows))
-            raise UserError(f"--rows {name}: expected some of {known}")
-    rows = [row for row in rows if not names or any(_called(row, name) for name in names)]
-    for bits in widths:
-        if bits != FLOAT_BITS and not any(row.bits == bits for row in rows):
-            known = ", ".join(map(str, sorted({row.bits for row in rows}, reverse=True)))
-            raise UserError(f"--bits {bits}: expected some of 32, {known}")
-    floats = [recipes.find_row(row.task, FLOAT_BITS, row.pair) for row in rows] if FLOAT_BITS in widths else []
-    of_float = [replace(row, bits=FLOAT_BITS) for row in floats if row is not None]
-    chosen = of_float + [row for row in rows if not widths or row.bits in widths]
-    return [row for i, row in enumerate(chosen) if row not in chosen[:i]]
-
-
-def plan(rows: Sequence[recipes.Row], ablation: bool = False, crp: bool = True, fetched: bool = False) -> list[Run]:
+def runs_of(
+    rows: Sequence[recipes.Row], ablation: bool = False, crp: bool = True, fetched: bool = False
+) -> list[TableRun]:
     """The runs, each after the one that it starts from; widths on the way are planned too.
 
     Args:
@@ -152,15 +87,15 @@ def plan(rows: Sequence[recipes.Row], ablation: bool = False, crp: bool = True, 
     Raises:
         UserError: a published file is not there; says where it was looked for.
     """
-    runs: dict[tuple[str, str], Run] = {}
+    runs: dict[tuple[str, str], TableRun] = {}
 
-    def add(row: recipes.Row, bits: int, parts: tuple[str, ...]) -> Run:
+    def add(row: recipes.Row, bits: int, parts: tuple[str, ...]) -> TableRun:
         folders = programs()[row.task]
         if bits == FLOAT_BITS:
-            run = Run(folders[0], row, bits)
+            run = TableRun(folders[0], row, bits)
         else:
             task = next(task for task in folders if task.crp == ("crp" in parts))
-            run = Run(task, row, bits, parts)
+            run = TableRun(task, row, bits, parts)
             wider = row.pretrained_bits
             if wider != FLOAT_BITS:
                 source = recipes.find_row(row.task, wider, row.pair)
@@ -192,8 +127,6 @@ def _parts(row: recipes.Row) -> tuple[str, ...]:
     return ("daq", *grad, *(("crp",) if row.crp else ()))
 
 
-def _fetched(run: Run) -> Path:
+def _fetched(run: TableRun) -> Path:
     """The published 32-bit file, where main.py would look for it, default folders of earlier runs left out."""
-    options = parse(run.task, run.flags())
-    name_files(options, run.task)
-    return find_source(options, run.task, []).absolute()
+    return find_source(name_files(parse(run.task, run.flags())), []).absolute()

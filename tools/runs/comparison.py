@@ -1,24 +1,27 @@
-"""The cells of a comparison: which method, bit-width and seed starts from which, and the command that trains it."""
+"""The plan of a comparison: which method, bit-width and seed starts from which, and the flags that train it."""
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import recipes
+from common.config.tasks import Task
+from common.errors import UserError
 from common.quantizers import METHODS, Method
-from runs import result_tables
+from common.quantizers.rounding import FLOAT_BITS
+from tools.runs import result_tables
+from tools.runs.main_flags import with_effect
+from tools.runs.plan import BEST, Plan, Planned
 
-FLOAT, FLOAT_BITS = "float", 32
+FLOAT = "float"
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {  # ablations: name -> method, further flags
     "ours-ste": ("ours", ("--grad_approx", "ste")),
 }
-BEST = "checkpoint/model_best.pt"  # of a job
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a method or variant at a bit-width and seed, started from the network of another cell or of none."""
+    """A method or variant at a bit-width and seed, started from the network of another cell or of none."""
 
     name: str
     method: str
@@ -26,10 +29,10 @@ class Cell:
     seed: int
     source: str | None = None
 
-    def row(self, folder: Path) -> result_tables.Row | None:
+    def result(self, folder: Path) -> result_tables.Result | None:
         """Its line of results.jsonl; None: it is not finished."""
         weight_bits = None if self.source is None else method_of(self.method).reported_weight_bits
-        return result_tables.row(folder / self.name, self.method, self.bits, self.source, weight_bits)
+        return result_tables.result(folder / self.name, self.method, self.bits, self.source, weight_bits)
 
     def arguments(self, folder: Path, shift: bool) -> list[str]:
         """Flags of main.py for what is left to do in ``folder``: training, a later evaluation, or nothing (empty)."""
@@ -56,7 +59,7 @@ def defines(name: str, bits: int) -> bool:
     return bits in method.weight_bits and bits in method.act_bits
 
 
-def plan(task: str, names: Sequence[str], widths: Sequence[int], seeds: Sequence[int], chain: bool) -> list[Cell]:
+def cells_of(task: str, names: Sequence[str], widths: Sequence[int], seeds: Sequence[int], chain: bool) -> list[Cell]:
     """The cells, each after the one that it starts from; widths that a method does not define are left out.
 
     Args:
@@ -87,8 +90,47 @@ def plan(task: str, names: Sequence[str], widths: Sequence[int], seeds: Sequence
     return list(cells.values())
 
 
-def typed(program: Path, arguments: Sequence[str]) -> str:
-    """The command as it is typed in the current folder."""
-    here = Path.cwd()
-    shown = program.relative_to(here) if program.is_relative_to(here) else program
-    return shlex.join(["python", str(shown), *arguments])
+def comparison(
+    task: Task,
+    names: Sequence[str],
+    widths: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    chain: bool,
+    shift: bool,
+    demo: bool,
+    passed: Mapping[str, str],
+    folder: Path,
+) -> Plan:
+    """The plan; arguments as of ``cells_of``.
+
+    Args:
+        shift: also evaluate on corrupted test images.
+        passed: further flags of main.py by name, for every run.
+        folder: of the results.
+    Raises:
+        UserError: no method defines any of the widths.
+    """
+    cells = cells_of(task.name, names, widths, seeds, chain)
+    if len(cells) == len(seeds):
+        raise UserError(f"--methods {','.join(names)} --bits {','.join(map(str, widths))}: none of them is defined")
+    common = [*(["--demo"] if demo else []), *(word for pair in passed.items() for word in pair)]
+    left = {cell: cell.arguments(folder, shift) for cell in cells}
+
+    def collect(folder: Path) -> str | None:
+        finished = [result for cell in cells if (result := cell.result(folder)) is not None]
+        if not finished:
+            return None
+        table = result_tables.write(folder, finished, names, widths, len(seeds))
+        return f"{table}\n{folder / 'results.jsonl'}, table.md, accuracy.png"
+
+    return Plan(
+        [
+            Planned(cell.name, task, folder, [*common, *flags] if flags else [], cell.source)
+            for cell, flags in left.items()
+        ],
+        settings={folder: {"task": task.name, "demo": demo, **with_effect(passed, [task])}},
+        collect=collect,
+        out=folder,
+        each="cell",
+    )

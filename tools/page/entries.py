@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed, and what a table and a picture say of them together."""
+"""Entries of the tables and pictures: runs that differ in nothing but the seed, and what is said of them together."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from runs import result_tables
 
 from common.quantizers import METHODS
-from page.jobs import Run
+from tools.page.jobs import JobRecord
+from tools.runs import result_tables
 
 WITHOUT_EFFECT = {  # flags that do not make a result another one
     *("seed", "job_dir", "source_dir", "data_dir", "tgt_data_dir", "download", "device", "gpus", "num_workers"),
@@ -18,11 +18,11 @@ WITHOUT_EFFECT = {  # flags that do not make a result another one
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Finished runs of one method and bit-width; ``label`` also says in what else they differ from another cell."""
+class Entry:
+    """Finished runs of one method and bit-width; ``label`` also says in what else they differ from another's."""
 
     label: str
-    runs: list[Run]
+    runs: list[JobRecord]
 
     @property
     def bits(self) -> str:
@@ -72,42 +72,42 @@ class Cell:
 
     def relations(self, key: str) -> list[tuple[str, float]]:
         """(layer, mean |D|) on test images, mean over the runs; ``key`` is "aligned" or "quantized"."""
-        found = [run.summary.get("relation_error") for run in self.runs]
+        found = [run.summary.get("relation_error") or {} for run in self.runs]
         if not all(found):
             return []
         layers = zip(*(entry["layers"] for entry in found), strict=True)
         return [(same[0]["layer"], float(np.mean([entry[key] for entry in same]))) for same in layers]
 
 
-def cells_of(runs: Sequence[Run]) -> list[Cell]:
-    """The cells of one group of runs, float first, then the widest bits; methods in the order of the registry."""
-    together: dict[tuple[str, str], list[Run]] = {}
+def entries_of(runs: Sequence[JobRecord]) -> list[Entry]:
+    """The entries of one group of runs, float first, then the widest bits; methods in the order of the registry."""
+    together: dict[tuple[str, str], list[JobRecord]] = {}
     for run in runs:
         together.setdefault((run.method, run.bits), []).append(run)
-    cells = [cell for (method, _), same in together.items() for cell in _split(method, same)]
+    entries = [entry for (method, _), same in together.items() for entry in _split(method, same)]
     names = ["float", *METHODS]
 
-    def place(cell: Cell) -> tuple[Any, ...]:
-        word = re.split(r"[ ,]", cell.label)[0]
-        weights, activations = cell.runs[0].widths
-        return -weights, -activations, names.index(word) if word in names else len(names), cell.label
+    def place(entry: Entry) -> tuple[Any, ...]:
+        word = re.split(r"[ ,]", entry.label)[0]
+        weights, activations = entry.runs[0].widths
+        return -weights, -activations, names.index(word) if word in names else len(names), entry.label
 
-    return sorted(cells, key=place)
+    return sorted(entries, key=place)
 
 
-def _split(method: str, runs: Sequence[Run]) -> list[Cell]:
-    """One cell, or several with the flags that tell them apart in their labels."""
+def _split(method: str, runs: Sequence[JobRecord]) -> list[Entry]:
+    """One entry, or several with the flags that tell them apart in their labels."""
     settings = [_settings(run) for run in runs]
     keys = sorted({key for flags in settings for key in flags})
     telling = [key for key in keys if len({str(flags.get(key)) for flags in settings}) > 1]
-    cells: dict[str, list[Run]] = {}
+    entries: dict[str, list[JobRecord]] = {}
     for run, flags in zip(runs, settings, strict=True):
         extra = ", ".join(f"{key} {flags.get(key)}" for key in telling)
-        cells.setdefault(f"{method} ({extra})" if extra else method, []).append(run)
-    return [Cell(label, same) for label, same in cells.items()]
+        entries.setdefault(f"{method} ({extra})" if extra else method, []).append(run)
+    return [Entry(label, same) for label, same in entries.items()]
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: JobRecord) -> dict[str, Any]:
     flags = {k: v for k, v in run.config.get("options", {}).items() if k not in WITHOUT_EFFECT}
     flags["source_file"] = re.sub(r"seed\d+", "seed", str(flags.get("source_file")))
     return flags

@@ -1,0 +1,10 @@
+"""The formats that networks are shipped in. A new one is one file and one line here."""
+
+from common.deploy.formats.base import Format
+from common.deploy.formats.onnx import ONNX
+from common.deploy.formats.packed import PACKED
+from common.deploy.formats.pt2 import PT2
+
+FORMATS: dict[str, Format] = {one.name: one for one in (PACKED, ONNX, PT2)}
+
+__all__ = ["FORMATS", "Format"]

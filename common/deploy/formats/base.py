@@ -1,0 +1,44 @@
+"""What a deploy format is: how a network is written in it, and how a file of it classifies."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from common.deploy.description import Description
+from common.errors import UserError
+
+Logits = Callable[[Tensor], Tensor]  # (B, 3, H, W) float32, normalised, to (B, num_classes) on the CPU
+
+
+@dataclass(frozen=True)
+class Format:
+    """A new one is one file and one line in ``FORMATS``.
+
+    Attributes:
+        name: in ``FORMATS`` and of ``--format``. suffix: of its files. about: a line for --help.
+        write: (network in evaluation mode, description, path) to a file that is there whole or not at all.
+        read: a path to a network, or to logits where an engine of its own computes them, and the description; raises
+            UserError for what is no such file. None: files of this format are written and never opened here.
+        why_not: why they are not opened. engine: what computes them, where it is not torch.
+    """
+
+    name: str
+    suffix: str
+    about: str
+    write: Callable[[nn.Module, Description, Path], None]
+    read: Callable[[Path], tuple[nn.Module | Logits, Description]] | None = None
+    why_not: str = ""
+    engine: str = ""
+
+
+def present(path: Path, what: str) -> Path:
+    """``path``, which is a file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}; expected {what}")
+    return path

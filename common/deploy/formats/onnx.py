@@ -1,0 +1,38 @@
+"""ONNX files with k-bit codes (common.deploy.onnx), run by onnxruntime."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.deploy.description import Description
+from common.deploy.extras import need
+from common.deploy.formats.base import Format, Logits, present
+from common.deploy.onnx.export import export_onnx, open_session
+from common.errors import UserError
+
+
+def write(network: nn.Module, description: Description, path: Path) -> None:
+    export_onnx(network, path, description.image_shape, {"network": description.to_json()})
+
+
+def read(path: Path) -> tuple[Logits, Description]:
+    """Its first output are class logits; its metadata have the description under "network"."""
+    need("onnxruntime")
+    present(path, "an ONNX file")
+    try:
+        session = open_session(str(path))
+        description = Description.from_json(session.get_modelmeta().custom_metadata_map["network"])
+    except KeyError:
+        raise UserError(f"{path}: an ONNX file without a description; expected one of tools/export.py") from None
+    except Exception as error:  # onnxruntime's errors share no narrower base
+        raise UserError(f"{path}: not an ONNX file of this program ({error})") from None
+    name = session.get_inputs()[0].name
+
+    def logits(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
+
+    return logits, description
+
+
+ONNX = Format("onnx", ".onnx", "opset 21, for onnxruntime", write, read, engine="onnxruntime")

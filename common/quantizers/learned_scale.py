@@ -1,0 +1,163 @@
+"""Quantizers with a learned scale: how it begins, that it stays positive, and the evenly spaced kind."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from common.errors import UserError
+from common.quantizers.layers import QuantAct, Quantizer, WeightQuantizer
+from common.quantizers.rounding import code_range
+from common.quantizers.steps import Clip, Divide, Multiply, Round, Step
+
+BAND = 100.0  # a learned scale further than this factor from its reference has run away
+NO_VALUE = (
+    "a learned scale has no value yet, and evaluation gives it none: train the network or calibrate it first, or "
+    "evaluate a file that was trained with this method at these bits"
+)
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, reference: Tensor) -> Tensor:
+        within = (scale > reference / BAND) & (scale < reference * BAND)  # false for NaN
+        return torch.where(within, scale, reference)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class LearnedScale(Quantizer, ABC):
+    """A quantizer with one learned scale, kept positive and near where it began.
+
+    State: the parameter ``scale``; the buffer ``reference``, its initial value (0: not initialised), and the buffer
+    ``width``, the bits it was made for. All three exist from construction and are saved. A state dict without them, or
+    one made at another width, leaves the quantizer uninitialised: the scale is then taken from ``initialise``, else
+    from the first tensor it sees in training (the mean over processes, where several train together). In evaluation an
+    uninitialised quantizer refuses data that would give it a value, outside of ``scales_from_first_batch``.
+
+    A scale that is not finite, not positive, or a factor 100 away from the reference counts as the reference, in
+    every forward pass; while training it is also set to it. Nothing here waits for the device after initialisation.
+    """
+
+    reference: Tensor
+    width: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("reference", torch.zeros(()))
+        self.register_buffer("width", torch.tensor(bits))
+        self._initialised = False  # mirrors ``reference > 0``, so that no forward pass reads the device
+        self._takes_first = False
+
+    @property
+    def initialised(self) -> bool:
+        return self._initialised
+
+    @abstractmethod
+    def initial_scale(self, x: Tensor) -> Tensor:
+        """The 0-dimensional initial value for data x, a detached float tensor."""
+
+    @torch.no_grad()
+    def initialise(self, weight: Tensor) -> None:
+        """Set scale and reference from data. All-zero or non-finite data set 1 and leave it uninitialised."""
+        self.set_initial(self._initial(weight))
+
+    def _initial(self, x: Tensor) -> Tensor:
+        return self.initial_scale(x.detach()).to(self.reference)
+
+    @torch.no_grad()
+    def set_initial(self, value: Tensor) -> None:
+        """Set scale and reference to a 0-dimensional value; one that is not positive leaves it uninitialised."""
+        self._initialised = bool(torch.isfinite(value) & (value > 0))
+        self.reference.copy_(value if self._initialised else torch.zeros_like(value))
+        self.scale.copy_(value if self._initialised else torch.ones_like(value))
+
+    @torch.no_grad()
+    def _initialise_in_forward(self, x: Tensor) -> None:
+        if bool(self.reference > 0):  # another module's state was copied in, tensor by tensor
+            self._initialised = True
+            return
+        value = self._initial(x)
+        if not (self.training or self._takes_first) and bool(torch.isfinite(value) & (value > 0)):
+            raise UserError(NO_VALUE)
+        if self.training and distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(value)
+            value /= distributed.get_world_size()
+        self.set_initial(value)
+
+    def current_scale(self, x: Tensor) -> Tensor:
+        """The scale to quantize x with: positive, finite, differentiable with respect to the parameter.
+
+        Raises:
+            UserError: in evaluation, without a value.
+        """
+        if not self._initialised:
+            self._initialise_in_forward(x)
+        reference = self.reference if self._initialised else torch.ones_like(self.reference)
+        scale = _Kept.apply(self.scale, reference)
+        if self.training:
+            with torch.no_grad():
+                self.scale.copy_(scale)
+        return scale
+
+    def settled(self) -> Tensor:
+        """The scale as evaluation takes it, 0-dimensional and detached.
+
+        Raises:
+            UserError: it has no value.
+        """
+        if not self.initialised:
+            raise UserError(NO_VALUE)
+        return self.current_scale(self.scale).detach()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if int(self.width) != self.bits:
+            self.width = torch.full_like(self.width, self.bits)
+            self.reference = torch.zeros_like(self.reference)
+        self._initialised = bool(self.reference > 0)
+
+
+@contextmanager
+def scales_from_first_batch(model: nn.Module) -> Iterator[None]:
+    """Within it, learned scales that have no value yet take it from the first tensor they see in evaluation, too."""
+    fresh = [m for m in model.modules() if isinstance(m, LearnedScale) and not m.initialised]
+    try:
+        for module in fresh:
+            module._takes_first = True
+        yield
+    finally:
+        for module in fresh:
+            module._takes_first = False
+
+
+class SteppedWeight(LearnedScale, WeightQuantizer):
+    """Signed codes -2^(k-1) .. 2^(k-1) - 1 times the scale."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.low, self.high = code_range(bits, signed=True)
+
+    def levels(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.arange(self.low, self.high + 1, dtype=dtype)
+
+    def scales(self, weight: Tensor) -> Tensor:
+        return self.current_scale(weight).detach().reshape(1)
+
+
+class SteppedAct(LearnedScale, QuantAct):
+    """Codes 0 .. 2^k - 1 times the scale."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.low, self.high = code_range(bits, signed=False)
+
+    def steps(self) -> tuple[Step, ...]:
+        scale = self.settled()
+        return Divide(scale), Clip(self.low, self.high), Round(), Multiply(scale)

@@ -1,0 +1,1 @@
+"""What the tools for files to ship have in common: flags, images to predict, test sets to evaluate on."""
