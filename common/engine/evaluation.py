@@ -30,10 +30,8 @@ def evaluate(
 
 @torch.no_grad()
 def measure(objective: Objective, batches: Batches, domain: str = "") -> tuple[dict[str, float], Tensor]:
-    """As ``evaluate``, of any batches, without a line for the log; the network is in evaluation mode afterwards."""
-    objective.network.eval()
-    if objective.heads is not None:
-        objective.heads.eval()
+    """As ``evaluate``, of any batches, without a line for the log; leaves all that is trained in evaluation mode."""
+    objective.trained.eval()
     sums, confusion = Sums(), torch.zeros((), dtype=torch.int64)
     for images, labels in distributed.dealt(batches):
         logits, domain_logits = objective.predict(images)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.adaptation import Objective
 from common.config.options import Options
@@ -40,7 +40,7 @@ class Trainer:
         self.start = 0
         content = job.restore()
         self.pretrained = bool(content["pretrained"]) if content else pretrained
-        self.trained = nn.ModuleList([self.network, *([] if objective.heads is None else [objective.heads])])
+        self.trained = objective.trained
         self.optimizer = self._make_optimizer()
         if content:
             self._continue(content)
@@ -49,7 +49,7 @@ class Trainer:
         self.faster = Acceleration(options.acceleration, self.network, device, batch)
         self.faster.load_state_dict(content.get("amp", {}) if content else {})
         warm_up = options.adaptation is not None and options.adaptation.warmup_epochs > 0
-        unused = (not objective.adapts and hasattr(self.network, "discriminate")) or warm_up
+        unused = (hasattr(self.network, "discriminate") and not objective.discriminates) or warm_up
         self.compute: Any = distributed.replicate(self.trained, objective, unused=unused)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -78,7 +78,7 @@ class Trainer:
         for epoch in range(self.start, self.options.training.num_epochs):
             distributed.seed_epoch(self.options.run.seed, epoch)
             row = self.train_one_epoch(epoch)
-            distributed.average_statistics(self.network)
+            distributed.average_statistics(self.trained)
             row |= {name: evaluate(self.objective, self.data, name, self.job, epoch)[0] for name in self.data.test}
             is_best = self._judge(row, epoch)
             self.job.record(epoch, row)
