@@ -1,7 +1,6 @@
 """What an evaluation says and leaves alone, which epoch is the best, and that the result is that epoch's."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +13,7 @@ from common.data.kinds import RunData
 from common.data.tensors import ImageSet, TensorBatches
 from common.engine import evaluation, trainer
 from common.models import build_model, class_logits
-from tests.engine.synthetic import CLASSES, Lab, images, make_lab
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    return make_lab(tmp_path, monkeypatch)
+from tests.engine.synthetic import CLASSES, Lab, images
 
 
 def batches(image_set: ImageSet, size: int) -> TensorBatches:
