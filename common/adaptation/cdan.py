@@ -11,15 +11,16 @@ from common.adaptation.base import Losses, Objective, Pass, at_least_float32, do
 from common.adaptation.gradient_reversal import reversal_strength, reverse_gradient
 from common.admm.crp import CRP
 from common.data.seeding import generator
-from common.flags import count, flag, switch
+from common.flags import flag, number, switch
 
 LARGEST_MAP = 4096  # of the exact multilinear map; a larger one is randomised
 RANDOMISED = 1024
+width = number(int, 1, 65536, "a whole number from 1 to 65536")
 
 
 @dataclass(frozen=True)
 class CDANOptions:
-    cdan_hidden: int = flag(1024, count, "width of CDAN's discriminator")
+    cdan_hidden: int = flag(1024, width, "width of CDAN's discriminator")
     cdan_entropy: bool = switch(True, "weigh samples by the certainty of their prediction: CDAN+E")
 
 
