@@ -63,7 +63,7 @@ def _is_plain(node: fx.Node, attention: nn.MultiheadAttention) -> bool:
         and len(node.args) == 3
         and len(set(node.args)) == 1
         and node.kwargs.keys() <= {"need_weights", "average_attn_weights"}
-        and all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
+        and all(user.target is operator.getitem and (user.args[1] == 0 or not user.users) for user in node.users)
         and attention.in_proj_weight is not None
         and attention.bias_k is None
         and not attention.add_zero_attn

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from common.conversion.patterns import Patterns, carries, is_activation, is_image, is_positive, keeps_levels, sources
+from common.conversion.nodes import carries, is_activation, is_image, is_positive, keeps_levels, sources
+from common.conversion.patterns import Patterns
 from common.quantizers import Scheme
 from common.quantizers.layers import QuantAct
 from common.quantizers.rounding import FLOAT_BITS

@@ -19,6 +19,7 @@ from common.quantizers.rounding import (
     exact_grid,
     published_grid,
     sigmoid_slope,
+    straight_if,
     widen,
 )
 from common.quantizers.scheme import BEFORE_RELU, Method, Scheme
@@ -89,6 +90,11 @@ def standardize(w: Tensor) -> tuple[Tensor, Tensor]:
 def deviation(w: Tensor) -> Tensor:
     """std(w) over the whole tensor, unbiased, 0-dimensional; 0 with gradient 0 for a constant tensor."""
     return torch.linalg.vector_norm(w - w.mean()) / math.sqrt(max(w.numel() - 1, 1))
+
+
+def is_constant(w: Tensor) -> Tensor:
+    """Whether ``standardize`` takes the tensor for constant, 0-dimensional."""
+    return deviation(w.detach()) <= DEGENERATE_STD * w.detach().abs().amax()
 
 
 def standardize_backward(grad: Tensor, u: Tensor, inverse_std: Tensor) -> Tensor:
@@ -199,7 +205,7 @@ class ScaledAlignWeight(AlignWeight):
         return deviation(w) * self.range
 
     def forward(self, w: Tensor) -> Tensor:
-        return super().forward(w) * self._scale(w)
+        return straight_if(is_constant(w), super().forward(w) * self._scale(w), w)
 
     def scales(self, weight: Tensor) -> Tensor:
         return self._scale(weight.detach()).reshape(1)

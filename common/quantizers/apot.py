@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.alignq import deviation, standardize, standardize_backward
+from common.quantizers.alignq import deviation, is_constant, standardize, standardize_backward
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale
-from common.quantizers.rounding import widen
+from common.quantizers.rounding import straight_if, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
 
@@ -172,7 +172,8 @@ class ScaledAPoTWeight(APoTWeight):
     """For a layer behind which no BatchNorm restores the scale: times std(w), differentiated, mean(w) left out."""
 
     def forward(self, w: Tensor) -> Tensor:
-        return self._quantize(w - w.mean(), self.current_scale(w) * deviation(w).clamp_min(TINY))
+        scale = self.current_scale(w) * deviation(w).clamp_min(TINY)
+        return straight_if(is_constant(w), self._quantize(w - w.mean(), scale), w)
 
     def scales(self, weight: Tensor) -> Tensor:
         return super().scales(weight) * deviation(weight.detach()).clamp_min(TINY)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.quantizers.layers import QuantAct, WeightQuantizer
-from common.quantizers.rounding import Grid, binarize, exact_grid, round_clipped
+from common.quantizers.rounding import Grid, binarize, exact_grid, round_clipped, straight_if
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 from common.quantizers.steps import Step, clipped_steps
 
@@ -70,7 +70,10 @@ class ScaledDoReFaWeight(DoReFaWeight):
     """For a layer behind which no BatchNorm restores the scale: times max |tanh w|, a constant to the gradient."""
 
     def forward(self, w: Tensor) -> Tensor:
-        return super().forward(w) if self.bits == 1 else super().forward(w) * self.scales(w)
+        if self.bits == 1:
+            return super().forward(w)
+        scale = self.scales(w)
+        return straight_if(scale == 0, super().forward(w) * scale, w)
 
     def scales(self, weight: Tensor) -> Tensor:
         return super().scales(weight) if self.bits == 1 else weight.detach().tanh().abs().amax().reshape(1)
