@@ -42,9 +42,10 @@ class Objective(ABC):
     Attributes:
         name: in ``OBJECTIVES`` and of ``--adaptation``.
         Options: its flags, a frozen dataclass (common.flags).
-        adapts: whether it uses target images.
+        adapts: whether it uses target images. discriminates: whether with the network's own discriminator.
         epoch_length: default of --epoch_length, "min" or "max" of the domains' loaders.
         heads: what it trains beside the network: saved, restored and optimised with it. None: nothing.
+        head_flags: the flags of ``Options`` that the shapes of its heads follow, which a resumed run must share.
 
     Args:
         network: a classifier; for objectives that adapt one with ``features`` and ``classify``, and perhaps with
@@ -55,8 +56,10 @@ class Objective(ABC):
     name: ClassVar[str]
     Options: ClassVar[type] = NoOptions
     adapts: ClassVar[bool] = True
+    discriminates: ClassVar[bool] = False
     epoch_length: ClassVar[str] = "min"
     heads: nn.Module | None = None
+    head_flags: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, network: nn.Module, num_classes: int, options: Any = None, crp: CRP | None = None) -> None:
         self.network: Any = network  # which of features, classify, discriminate it has differs
@@ -105,9 +108,13 @@ class Objective(ABC):
         features = self.network.features(images)
         return Pass(features, self.network.classify(features))
 
+    @property
+    def trained(self) -> nn.ModuleList:
+        """All that it trains: the network, and the heads where there are any."""
+        return nn.ModuleList([self.network, *([] if self.heads is None else [self.heads])])
+
     def to(self, device: torch.device) -> "Objective":
-        if self.heads is not None:
-            self.heads.to(device)
+        self.trained.to(device)
         return self
 
     def _through(self, images: Tensor, domain: str) -> Pass:
@@ -116,12 +123,23 @@ class Objective(ABC):
             return self.forward(images)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; anything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in float32, also under autocast."""
-    return F.cross_entropy(logits.float(), labels)
+    """Mean cross-entropy, in float32 under autocast too."""
+    return F.cross_entropy(at_least_float32(logits), labels)
 
 
-def domain_loss(domain_logits: Tensor, domain: int) -> Tensor:
-    """Cross-entropy of (B, 2) domain logits with one domain: 0 the source, 1 the target."""
+def domain_loss(domain_logits: Tensor, domain: int, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of (B, 2) domain logits with one domain, 0 the source, 1 the target: its mean over the samples.
+
+    Args:
+        weights: (B,), factors of the samples, of mean 1.
+    """
     labels = torch.full((len(domain_logits),), domain, dtype=torch.int64, device=domain_logits.device)
-    return cross_entropy(domain_logits, labels)
+    if weights is None:
+        return cross_entropy(domain_logits, labels)
+    return (weights * F.cross_entropy(at_least_float32(domain_logits), labels, reduction="none")).mean()

@@ -5,22 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.adaptation.base import Losses, Objective, Pass
+from common.adaptation.base import Losses, Objective, Pass, at_least_float32, domain_loss
 from common.adaptation.gradient_reversal import reversal_strength, reverse_gradient
 from common.admm.crp import CRP
 from common.data.seeding import generator
-from common.flags import count, flag, switch
+from common.flags import flag, number, switch
 
-LARGEST_MAP = 4096  # of the exact multilinear map; a larger one is randomised (section 3.1)
+LARGEST_MAP = 4096  # of the exact multilinear map; a larger one is randomised
 RANDOMISED = 1024
+width = number(int, 1, 65536, "a whole number from 1 to 65536")
 
 
 @dataclass(frozen=True)
 class CDANOptions:
-    cdan_hidden: int = flag(1024, count, "width of CDAN's discriminator")
+    cdan_hidden: int = flag(1024, width, "width of CDAN's discriminator")
     cdan_entropy: bool = switch(True, "weigh samples by the certainty of their prediction: CDAN+E")
 
 
@@ -28,7 +28,7 @@ class ConditionalDiscriminator(nn.Module):
     """(B, F) features and (B, C) class probabilities to (B, 2) domain logits.
 
     It sees their multilinear map, the F x C products of each sample, or, where these are more than 4096, 1024 products
-    of random projections of both (equation 5 of the paper), which are drawn once and never trained.
+    of random projections of both (section 3.1 of the paper), which are drawn once and never trained.
     """
 
     feature_projection: Tensor
@@ -58,12 +58,15 @@ class ConditionalDiscriminator(nn.Module):
 class CDAN(Objective):
     """CE(source classes) + the domain losses of a discriminator of features and predictions, through the reversal.
 
-    Each sample's domain loss is weighed by 1 + exp(-H), H the entropy of its prediction, normalised to mean 1 over a
-    domain; predictions and weights are constants, as in the authors' code.
+    Both domains pass the discriminator as one batch: a BatchNorm that saw each alone would hide from it how far their
+    means lie apart. A sample's domain loss is weighed by 1 + exp(-H), H the entropy of its prediction, normalised to
+    mean 1 over its domain. Predictions and weights are constants, as in the authors' later library (tllib); in their
+    first code the weights have a gradient. The domains' losses add up, as in the paper; both codes halve the sum.
     """
 
     name = "cdan"
     Options = CDANOptions
+    head_flags = ("cdan_hidden",)
 
     def __init__(self, network: nn.Module, num_classes: int, options: Any = None, crp: CRP | None = None) -> None:
         super().__init__(network, num_classes, options, crp)
@@ -72,25 +75,20 @@ class CDAN(Objective):
     def losses(self, source: Pass, labels: Tensor, target: Pass | None, progress: float) -> Losses:
         if target is None:
             return {}
-        alpha = reversal_strength(progress)
+        assert self.heads is not None
+        domains = source, target
+        features = reverse_gradient(torch.cat([one.known_features() for one in domains]), reversal_strength(progress))
+        predictions = [at_least_float32(one.logits.detach()).softmax(1) for one in domains]
+        logits = self.heads(features, torch.cat(predictions)).split([len(one) for one in predictions])
+        weights = [certainty(one) if self.options.cdan_entropy else None for one in predictions]
         return {
-            "Source_domain_loss": self._domain_loss(source, 0, alpha),
-            "Target_domain_loss": self._domain_loss(target, 1, alpha),
+            "Source_domain_loss": domain_loss(logits[0], 0, weights[0]),
+            "Target_domain_loss": domain_loss(logits[1], 1, weights[1]),
         }
 
     def domain_logits(self, features: Pass) -> Tensor:
         assert self.heads is not None
         return self.heads(features.known_features(), features.logits.softmax(1))
-
-    def _domain_loss(self, found: Pass, domain: int, alpha: float) -> Tensor:
-        assert self.heads is not None
-        probabilities = found.logits.detach().float().softmax(1)
-        logits = self.heads(reverse_gradient(found.known_features(), alpha), probabilities).float()
-        labels = torch.full((len(logits),), domain, dtype=torch.int64, device=logits.device)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        if not self.options.cdan_entropy:
-            return losses.mean()
-        return (certainty(probabilities) * losses).mean()
 
 
 def certainty(probabilities: Tensor) -> Tensor:

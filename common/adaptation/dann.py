@@ -16,6 +16,7 @@ class DANN(Objective):
     """
 
     name = "dann"
+    discriminates = True
 
     def __init__(self, network: nn.Module, num_classes: int, options: Any = None, crp: CRP | None = None) -> None:
         super().__init__(network, num_classes, options, crp)

@@ -16,7 +16,7 @@ from common.machine import acceleration, distributed
 from common.machine.device import choose_device, seed_everything
 from common.runs.cli import run_cleanly
 from common.runs.job import Job
-from common.runs.start import check_network, load_source, make_network, start_backbone
+from common.runs.start import check_network, load_heads, load_source, make_network, start_backbone
 
 
 def main(task: Task, argv: Sequence[str] | None = None) -> None:
@@ -50,13 +50,15 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         print("=> Building model...", flush=True)
         seed_everything(options.run.seed)
         network = make_network(options, len(data.classes))
-        pretrained = load_source(network, options, job) or start_backbone(network, options, job)
+        content = load_source(network, options, job)
+        pretrained = content is not None or start_backbone(network, options, job)
         network.to(device)
-        if options.device.sync_bn:
-            network = distributed.synchronise_batch_norm(network)
         crp = _crp(network, options, job).to(device) if preserves else None
         make = OBJECTIVES[options.objective_name]
         objective = make(network, len(data.classes), options.objective, crp).to(device)
+        load_heads(objective, content or {}, job)
+        if options.device.sync_bn:
+            distributed.synchronise_batch_norm(objective.trained)
         job.begin()
         if options.run.test_only:
             return test_only(objective, data, job, batching)

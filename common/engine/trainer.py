@@ -1,12 +1,13 @@
 """Training: one loop for every objective, on one domain or two."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.adaptation import Objective
 from common.config.options import Options
@@ -18,6 +19,7 @@ from common.engine.schedule import learning_rate_factor, parameter_groups, set_l
 from common.machine import distributed
 from common.machine.acceleration import Acceleration
 from common.measure import feature_map
+from common.measure.criteria import CRITERIA
 from common.quantizers.learned_scale import scales_from_first_batch
 from common.runs import checkpoint
 from common.runs.job import FEATURES_BEFORE, Job
@@ -35,12 +37,12 @@ class Trainer:
     def __init__(self, objective: Objective, data: RunData, options: Options, job: Job, pretrained: bool) -> None:
         self.objective, self.data, self.options, self.job = objective, data, options, job
         self.network, self.crp = objective.network, objective.crp
-        self.best: Best = {"judged": -1.0, "epoch": -1}
+        self.best: Best = {"judged": -math.inf, "epoch": -1}
         self.peaks = {name: {"prec1": 0.0, "prec5": 0.0, "prec1_domain": 0.0} for name in data.test}
         self.start = 0
         content = job.restore()
         self.pretrained = bool(content["pretrained"]) if content else pretrained
-        self.trained = nn.ModuleList([self.network, *([] if objective.heads is None else [objective.heads])])
+        self.trained = objective.trained
         self.optimizer = self._make_optimizer()
         if content:
             self._continue(content)
@@ -49,7 +51,7 @@ class Trainer:
         self.faster = Acceleration(options.acceleration, self.network, device, batch)
         self.faster.load_state_dict(content.get("amp", {}) if content else {})
         warm_up = options.adaptation is not None and options.adaptation.warmup_epochs > 0
-        unused = (not objective.adapts and hasattr(self.network, "discriminate")) or warm_up
+        unused = (hasattr(self.network, "discriminate") and not objective.discriminates) or warm_up
         self.compute: Any = distributed.replicate(self.trained, objective, unused=unused)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -78,7 +80,7 @@ class Trainer:
         for epoch in range(self.start, self.options.training.num_epochs):
             distributed.seed_epoch(self.options.run.seed, epoch)
             row = self.train_one_epoch(epoch)
-            distributed.average_statistics(self.network)
+            distributed.average_statistics(self.trained)
             row |= {name: evaluate(self.objective, self.data, name, self.job, epoch)[0] for name in self.data.test}
             is_best = self._judge(row, epoch)
             self.job.record(epoch, row)
@@ -101,7 +103,11 @@ class Trainer:
         for name, peak in self.peaks.items():
             for what in peak:
                 peak[what] = max(peak[what], means[name].get(what, 0.0))
-        judged = means[select if select in means else next(iter(means))]["prec1"]
+        judged = (
+            means["target"][select]
+            if select in CRITERIA
+            else means[select if select in means else next(iter(means))]["prec1"]
+        )
         is_best = select == "last" or judged > self.best["judged"]
         if is_best:
             self.best = {"judged": judged, "epoch": epoch, **means}

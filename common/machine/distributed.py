@@ -145,9 +145,10 @@ def average_statistics(network: nn.Module) -> None:
         buffer.copy_(mean.view_as(buffer))
 
 
-def synchronise_batch_norm(network: nn.Module) -> nn.Module:
-    """For --sync_bn: BatchNorm over the samples of all processes, under the same names. Alone: the network itself."""
-    return nn.SyncBatchNorm.convert_sync_batchnorm(network) if size() > 1 else network
+def synchronise_batch_norm(modules: nn.ModuleList) -> None:
+    """For --sync_bn: let every BatchNorm within them go over the samples of all processes, under the same names."""
+    if size() > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(modules)
 
 
 def seed_epoch(seed: int, epoch: int) -> None:

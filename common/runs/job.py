@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from common.adaptation import OBJECTIVES
 from common.config.options import Options
 from common.errors import UserError
 from common.flags import BARE, MOST_NUMBER, shown
@@ -236,7 +237,7 @@ class Job:
         if not (type(epoch) is int and 0 < epoch <= MOST_NUMBER and isinstance(best, dict) and "epoch" in best):
             raise UserError(f"--resume {path}: its epoch is {shown(epoch)}, the best {shown(best)}; it is damaged")
         now = self._plain_config()
-        for key in SAME_RUN:
+        for key in (*SAME_RUN, *OBJECTIVES[self.options.objective_name].head_flags):
             if key in now and key in config and config[key] != now[key]:
                 raise UserError(f"--resume {path}: it was made with --{key} {shown(config[key])}, not {now[key]}")
 

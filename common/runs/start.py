@@ -1,10 +1,12 @@
 """What a run begins with: its network, and the weights that it starts from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from common.adaptation import Objective
 from common.config.naming import earlier_runs, find_source
 from common.config.options import Options
 from common.data.kinds import DATA
@@ -42,11 +44,15 @@ def make_network(options: Options, num_classes: int | None = None) -> nn.Module:
     return build_model(options.quantization.model, **options.quantization.scheme, **arguments)  # type: ignore[arg-type]
 
 
-def load_source(network: nn.Module, options: Options, job: Job) -> bool:
-    """Fill the network with the weights the run starts from, or that --test_only evaluates; False: there are none."""
+def load_source(network: nn.Module, options: Options, job: Job) -> dict[str, Any] | None:
+    """Fill the network with the weights the run starts from, or that --test_only evaluates.
+
+    Returns:
+        What else their file holds; nothing where a checkpoint to resume from will bring all. None: it has no weights.
+    """
     run, start = options.run, options.start
     if run.resume is not None and not run.test_only and (job.last.exists() or run.resume):
-        return True  # the checkpoint brings everything
+        return {}
     if run.test_only:
         if run.resume:
             path = Path(run.resume)
@@ -58,7 +64,7 @@ def load_source(network: nn.Module, options: Options, job: Job) -> bool:
         path = find_source(options, earlier_runs(options))
     else:
         job.log("training from scratch")
-        return False
+        return None
     report, content = checkpoint.load_weights(network, path, options.quantization.method)
     for line in report.lines(path):
         job.log(line)
@@ -69,7 +75,27 @@ def load_source(network: nn.Module, options: Options, job: Job) -> bool:
     job.split_seen = DATA[options.task.data].split_seen(options.data, config) if config else ""
     if job.split_seen:
         job.log(f"warning: {path}: {job.split_seen}; its accuracy is not that of unseen images")
-    return True
+    return content
+
+
+def load_heads(objective: Objective, content: Mapping[str, Any], job: Job) -> None:
+    """Let the objective's heads, such as a discriminator, be those of the file that the network comes from.
+
+    Where it has none, those of another objective, or of other shapes, they stay as initialised, and the log says so.
+    """
+    if objective.heads is None or not content:
+        return
+    config = content.get("config")
+    same = isinstance(config, dict) and config.get("adaptation") == objective.name
+    found = content.get("heads") if same else None
+    if isinstance(found, dict) and _shapes(found) == _shapes(objective.heads.state_dict()):
+        objective.heads.load_state_dict(found)
+    else:
+        job.log(f"not in the file, left as initialised: the discriminator of --adaptation {objective.name}")
+
+
+def _shapes(state: Any) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
 
 
 def start_backbone(network: Any, options: Options, job: Job) -> bool:

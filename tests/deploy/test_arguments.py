@@ -118,7 +118,6 @@ MIDDLES: dict[str, Middle] = {
     "0.5 + x": lambda own, x: 0.5 + x,
     "x * 2": lambda own, x: x * 2,
     "x += own": overwritten,
-    "in place and read again": read_again,
     "cat of sums": lambda own, x: torch.cat([x, x], dim=2),
     "cat of the batch": lambda own, x: torch.cat([x, x])[:2],
     "cat of the channels": lambda own, x: torch.cat([x[:, :3], x[:, 3:]], 1),
@@ -167,6 +166,7 @@ CASES: dict[str, Callable[[], Net]] = {
         f"Conv2d {arguments}": lambda arguments=arguments: Net(call, mean, block(**arguments))
         for arguments in CONVOLUTIONS
     },
+    "in place and read again": lambda: Net(read_again, mean, nn.BatchNorm2d(6)),
     "a parameter": lambda: Net(call, mean, Constant()),
     "a convolution twice": lambda: Net(lambda own, x: own(own(x)), mean, block(kernel_size=1, padding=1)),
     "a BatchNorm without statistics": lambda: Net(call, mean, nn.BatchNorm2d(6, track_running_stats=False)),

@@ -6,7 +6,7 @@ from typing import Any
 from common.data import office31
 from common.data.demo import office31 as demo_office31
 from common.data.folder_batches import FolderBatches
-from common.data.kinds.base import DOMAINS, Batching, DataKind, DataOptions, RunData, refuse_same
+from common.data.kinds.base import DOMAINS, SELECT, Batching, DataKind, DataOptions, RunData, refuse_same
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.splits import Partition
@@ -23,7 +23,7 @@ class OfficeOptions(DataOptions):
     split_seed: int = flag(1, seed_number, "of that split, the same for all seeds of a comparison")
     img_size: int = flag(224, number(int, 1, 4096, "a whole number from 1 to 4096"), "side of the images")
     allow_partial: bool = switch(False, "accept Office-31 with other counts than the known ones")
-    select: str = flag("target", help="what chooses model_best.pt", choices=("target", "source", "last"))
+    select: str = flag("target", help="what chooses model_best.pt", choices=SELECT)
 
     @property
     def pair(self) -> tuple[str, str]:

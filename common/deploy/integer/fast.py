@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 
 from common.deploy.graph import trace
 from common.deploy.integer.fast_layers import BYTE, FirstLayer, Int8Layer, SumAndReLU
-from common.deploy.integer.network import Codes, Rewriter, Sums
+from common.deploy.integer.network import Rewriter
+from common.deploy.integer.rewriting import Codes, Sums
 from common.deploy.operations import Operation
 from common.errors import UserError
 from common.machine.compiling import compiler_faults
@@ -96,20 +97,20 @@ class _FastRewriter(Rewriter):
             raise operation.refuse(f"the fast path exists for --method ours with --levels exact, not for {act}")
         return super().quantized(operation, act, name)
 
+    def codes(self, operation: Operation) -> Codes:
+        source = operation.inputs[0]
+        if isinstance(self.meaning[source], Sums) or (operation.kind != "relu" and source in self.pending):
+            raise operation.refuse("the fast path needs a quantizer behind every BatchNorm, and a ReLU behind that")
+        return super().codes(operation)
+
     def ends_in_float(self, operation: Operation) -> bool:
-        if isinstance(self.input(operation)[1], Sums):
-            raise operation.refuse("the fast path needs a quantizer behind every convolution")
+        self.codes(operation)  # or refuses sums
         return False
 
     def concatenate(self, operation: Operation) -> None:
         if any(one in self.pending for one in operation.inputs):
             raise operation.refuse("the fast path needs a ReLU behind every quantizer")
         super().concatenate(operation)
-
-    def codes(self, operation: Operation) -> Codes:
-        if operation.kind != "relu" and operation.inputs[0] in self.pending:
-            raise operation.refuse("the fast path needs a ReLU behind every quantizer")
-        return super().codes(operation)
 
     def convolution(self, operation: Operation) -> None:
         codes, node = self.input(operation)[1], operation.node

@@ -23,48 +23,19 @@ b = 0 behind the ReLU:
 """
 
 import math
-import operator
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 
 from common.deploy.graph import batch_norm_scale_shift, refuse_unset, trace
 from common.deploy.integer.layers import FirstConv, IntegerConv2d, PixelMean, Signed, SumPool, SumsToFloat, ToFloat
+from common.deploy.integer.rewriting import FORM, Codes, GraphRewriter, Sums
 from common.deploy.integer.thresholds import Thresholds
-from common.deploy.operations import Operation, operations
+from common.deploy.operations import Operation
 from common.quantizers.layers import QuantAct, WeightQuantizer
 
-FORM = "the integer form"
 CHANNELS = (1, -3)  # the dimension of the channels; every tensor of integers has four
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Integers b with the real value unit * b, low <= b <= high."""
-
-    unit: float
-    low: int
-    high: int
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Integers A with the real value scale * A + shift, per channel, float64.
-
-    Attributes:
-        bound: the largest |A|. rectified: the real value is that, or zero if that is negative.
-    """
-
-    scale: Tensor
-    shift: Tensor
-    bound: int
-    rectified: bool = False
-
-
-Meaning = Codes | Sums | None  # of a tensor in the graph; None is float
 
 
 def integer_network(network: nn.Module) -> fx.GraphModule:
@@ -82,16 +53,12 @@ def integer_network(network: nn.Module) -> fx.GraphModule:
     return Rewriter(source).run()
 
 
-class Rewriter:
-    """Walks the graph, keeping for every tensor what its integers mean, and writes the integer graph."""
+class Rewriter(GraphRewriter):
+    """What becomes of each kind of operation."""
 
     def __init__(self, source: fx.GraphModule) -> None:
-        self.source = source
-        self.layers: dict[str, Any] = {}
-        self.graph = fx.Graph()
-        self.new: dict[fx.Node, fx.Node] = {}
-        self.meaning: dict[fx.Node, Meaning] = {}
-        self.rules: dict[str, Callable[[Operation], None]] = {
+        super().__init__(source)
+        self.rules = {
             "convolution": self.convolution,
             "batch_norm": self.batch_norm,
             "quantizer": self.quantizer,
@@ -105,60 +72,6 @@ class Rewriter:
             "adaptive_average_pool": self.global_average,
             "flatten": self.flatten,
         }
-
-    def run(self) -> fx.GraphModule:
-        for operation in operations(self.source):
-            inputs = [self.meaning[one] for one in operation.node.all_input_nodes]
-            rule = self.rules.get(operation.kind)
-            if rule is not None and (any(inputs) or operation.kind == "convolution"):
-                rule(operation)
-            elif any(inputs):
-                raise operation.refuse(f"{FORM} does not know {operation.layer or operation.node.target}")
-            else:
-                self.copy(operation)
-        return fx.GraphModule(self.layers, self.graph, "IntegerNetwork").eval()
-
-    def input(self, operation: Operation) -> tuple[fx.Node, Meaning]:
-        first = operation.inputs[0]
-        return self.new[first], self.meaning[first]
-
-    def emit(self, operation: Operation, layer: nn.Module, meaning: Meaning) -> None:
-        """Apply ``layer`` in the place of an operation, under a layer's own name for its first use."""
-        self.new[operation.node] = self.call(operation.name, layer, self.input(operation)[0], operation.node.name)
-        self.meaning[operation.node] = meaning
-
-    def call(self, name: str, layer: nn.Module, x: fx.Node, instead: str) -> fx.Node:
-        """``layer`` applied to x under a name, or ``instead`` of one that is taken."""
-        name = instead if name in self.layers else name
-        self.layers[name] = layer
-        return self.graph.call_module(name, (x,))
-
-    def copy(self, operation: Operation, meaning: Meaning = None, x: fx.Node | None = None) -> None:
-        """The operation as it is; of x in place of its input, if given."""
-        node = operation.node
-        if node.op in ("call_module", "get_attr"):
-            self.layers[str(node.target)] = operator.attrgetter(str(node.target))(self.source)
-        self.new[node] = self.graph.node_copy(node, lambda one: self.new[one] if x is None else x)
-        self.meaning[node] = meaning
-
-    def codes(self, operation: Operation) -> Codes:
-        meaning = self.input(operation)[1]
-        if not isinstance(meaning, Codes):
-            what = "float values" if meaning is None else "sums that no quantizer follows (--abitW below 32 adds one)"
-            raise operation.refuse(f"acts on {what}, which have no integer form here")
-        return meaning
-
-    def sums(self, operation: Operation) -> Sums:
-        meaning = self.input(operation)[1]
-        if not isinstance(meaning, Sums):
-            raise operation.refuse("a quantizer, BatchNorm or pooling that no quantized convolution precedes")
-        return meaning
-
-    def unrectified(self, operation: Operation) -> Sums:
-        sums = self.sums(operation)
-        if sums.rectified:
-            raise operation.refuse(f"{FORM} knows a quantizer, a maximum and a convolution behind a ReLU")
-        return sums
 
     def identity(self, operation: Operation) -> None:
         self.new[operation.node], self.meaning[operation.node] = self.input(operation)
@@ -246,8 +159,8 @@ class Rewriter:
         one, other = (self.meaning.get(term) for term in operation.inputs)
         if not (isinstance(one, Codes) and isinstance(other, Codes) and one.unit == other.unit):
             raise operation.refuse(
-                "adds values of which one is not quantized, or on another grid; the integer form needs "
-                "both branches quantized alike (for ResNet-50 --quant_shortcut True)"
+                "adds values of which one is not quantized, or on another grid; the integer form needs both branches "
+                "quantized alike before the sum (as --method ours does; for ResNet-50 --quant_shortcut True)"
             )
         self.copy(operation, Codes(one.unit, one.low + other.low, one.high + other.high))
 
