@@ -3,18 +3,18 @@
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from common.conversion.attention import open_attention
 from common.conversion.inputs import input_of
+from common.conversion.layers import quantized_layer
 from common.conversion.patterns import find_patterns
 from common.conversion.tracing import trace
 from common.errors import UserError
 from common.quantizers import Scheme, make_scheme
-from common.quantizers.layers import QuantAct, QuantConv2d, Quantizer, QuantLayer, QuantLinear, initialise_weights
+from common.quantizers.layers import Quantizer, QuantLayer, initialise_weights
 from common.quantizers.scheme import AFTER_RELU, BEFORE_RELU, IN_CONV
 
 ACTS = "act_quantizers"  # the converted network's folder of activation quantizers
@@ -122,8 +122,8 @@ def convert(
     left = dict(patterns.left_float)
     for name in patterns.layers:
         quantizer, reason = input_of(name, patterns, scheme, places, all_convs)
-        layer = _quantized(network.get_submodule(name), scheme, quantizer, scaled=name not in patterns.normalised)
-        network.set_submodule(name, layer)
+        weights = scheme.weights(scaled=name not in patterns.normalised)
+        network.set_submodule(name, quantized_layer(network.get_submodule(name), weights, quantizer))
         if reason:
             left[name] = reason
     for node in places:
@@ -131,25 +131,6 @@ def convert(
     network.meta["left_float"] = left
     network.recompile()
     return network
-
-
-def _quantized(layer: Any, scheme: Scheme, activation: QuantAct | None, scaled: bool) -> nn.Module:
-    """The scheme's layer around the same parameters."""
-    weights = scheme.weights(scaled)
-    floats = weights is None and activation is None
-    quantizers = {} if floats else {"weight_quantizer": weights, "input_quantizer": activation}
-    make: Any
-    shape: tuple[Any, ...]
-    if isinstance(layer, nn.Linear):
-        make = nn.Linear if floats else QuantLinear
-        shape = layer.in_features, layer.out_features, layer.bias is not None, "meta"
-    else:
-        make = nn.Conv2d if floats else QuantConv2d
-        kernel = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
-        shape = layer.in_channels, layer.out_channels, *kernel, layer.bias is not None, layer.padding_mode
-    new = make(*shape, **quantizers)
-    new.weight, new.bias = layer.weight, layer.bias
-    return new.to(layer.weight.device).train(layer.training)
 
 
 def _insert(network: fx.GraphModule, node: fx.Node, scheme: Scheme) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 PARTS = "training_parts"  # the converted network's folder of what training alone does
@@ -22,16 +23,18 @@ class InTraining(nn.Module):
         return self.part(x) if self.training else x
 
 
-def follow_mode(network: fx.GraphModule, evaluation: fx.Graph) -> None:
+def follow_mode(network: fx.GraphModule, root: nn.Module, evaluation: fx.Graph) -> None:
     """Make the graph of training that of both modes.
 
     Constants that were ``self.training`` are read from the network when it runs. Nodes that evaluation does not have
     become modules ``InTraining``, if they make one tensor of one tensor and evaluation goes on with that.
 
+    Args:
+        root: what both graphs were traced from.
     Raises:
         Differs: the graphs differ otherwise.
     """
-    merge = _Merge(network)
+    merge = _Merge(network, root)
     others = iter(evaluation.nodes)
     other = next(others, None)
     for node in list(network.graph.nodes):
@@ -53,8 +56,8 @@ class _Merge:
         extra: the nodes of training alone that no ``InTraining`` has taken in yet, in order.
     """
 
-    def __init__(self, network: fx.GraphModule) -> None:
-        self.network = network
+    def __init__(self, network: fx.GraphModule, root: nn.Module) -> None:
+        self.network, self.root = network, root
         self.twins: dict[fx.Node, fx.Node] = {}
         self.extra: list[fx.Node] = []
         self.calls: dict[fx.Node, fx.Node] = {}
@@ -62,13 +65,20 @@ class _Merge:
 
     def join(self, node: fx.Node, other: fx.Node) -> bool:
         """Take a node for evaluation's ``other``; False if it is another."""
-        if (node.op, str(node.target)) != (other.op, str(other.target)):
+        if node.op != other.op or not (str(node.target) == str(other.target) or self._same_constant(node, other)):
             return False
         if not self.agree((node.args, node.kwargs), (other.args, other.kwargs)):
             return False
         node.args, node.kwargs = self._merged(node.args, other.args), self._merged(node.kwargs, other.kwargs)
         self.twins[other] = node
         return True
+
+    def _same_constant(self, node: fx.Node, other: fx.Node) -> bool:
+        """Each tracing numbers anew the tensors that it meets outside of parameters and buffers."""
+        names = str(node.target), str(other.target)
+        if node.op != "get_attr" or not all(name.startswith("_tensor_constant") for name in names):
+            return False
+        return torch.equal(getattr(self.network, names[0]), getattr(self.root, names[1]))
 
     def agree(self, one: Any, other: Any) -> bool:
         """Whether training's argument ``one`` can be evaluation's ``other``."""
@@ -117,7 +127,7 @@ class _Merge:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(copies[end])
         name = f"{PARTS}.{end.name}"
-        self.network.add_submodule(name, InTraining(fx.GraphModule(self.network, graph)))
+        self.network.add_submodule(name, InTraining(fx.GraphModule(self.network, graph)).train(self.network.training))
         with self.network.graph.inserting_after(end):
             call = self.network.graph.call_module(name, (start,))
         end.replace_all_uses_with(call)

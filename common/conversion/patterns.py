@@ -8,6 +8,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from common.conversion.attention import PRODUCTS, SelfAttention
+from common.conversion.layers import takes_its_weight
 from common.conversion.nodes import (
     CALLED_LAYERS,
     NORMS,
@@ -63,7 +64,7 @@ def find_patterns(network: fx.GraphModule, linear: bool = False, all_convs: bool
         found = [node for node in readers if is_norm(node)]
         if name not in calls:
             left[name] = "inside a module that was not traced"
-        elif type(modules[name]) not in (nn.Conv2d, nn.Linear):
+        elif not takes_its_weight(modules[name]):
             left[name] = f"a {type(modules[name]).__name__}"
         elif found:
             norms.update(dict.fromkeys(found))

@@ -15,7 +15,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves: Sequence[type[nn.Module]]) -> None:
         super().__init__()
         self.given = tuple(leaves)
-        self.leaves = (nn.Conv2d, nn.BatchNorm2d, *leaves)
+        self.leaves = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *leaves)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return isinstance(module, self.leaves) or super().is_leaf_module(module, qualified_name)
@@ -48,7 +48,7 @@ def trace(model: nn.Module, leaves: Sequence[type[nn.Module]] = ()) -> fx.GraphM
     name = type(model).__name__
     network = fx.GraphModule(model, train, name)
     try:
-        follow_mode(network, evaluation)
+        follow_mode(network, model, evaluation)
     except Differs:
         raise UserError(
             f"{name}: its forward takes another path in training than in evaluation, and not by dropout or stochastic "
