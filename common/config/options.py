@@ -138,7 +138,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser(task: Task, flags: Iterable[Flag]) -> _Parser:
     parser = _Parser(description=f"{task.name}: {task.model}", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for flag in flags:
-        settings: dict[str, Any] = {"type": str if flag.read_all else flag.read, "choices": flag.choices}
+        settings: dict[str, Any] = {"type": str if flag.read_all else flag.take}
+        if flag.choices:
+            settings["metavar"] = f"{{{','.join(flag.choices)}}}"
         if flag.nargs:
             settings["nargs"] = flag.nargs
         if flag.nargs == "?":

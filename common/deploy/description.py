@@ -34,7 +34,7 @@ DATA_FLAGS = (
     "img_size",
 )  # where the run has them
 
-side = number(int, 1, MOST_SIDE, f"a side of 1 to {MOST_SIDE} pixels")
+side = number(int, 1, MOST_SIDE, "a side")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Description:
 class _Arguments:
     """Those of ``build_model`` beside the scheme."""
 
-    num_classes: int = flag(10, number(int, 1, MOST_CLASSES, f"a whole number from 1 to {MOST_CLASSES}"))
+    num_classes: int = flag(10, number(int, 1, MOST_CLASSES))
     img_size: int = flag(224, side)
     quant_shortcut: bool = switch(False, "")
 

@@ -59,10 +59,12 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         load_heads(objective, content or {}, job)
         if options.device.sync_bn:
             distributed.synchronise_batch_norm(objective.trained)
-        job.begin()
         if options.run.test_only:
+            job.begin()
             return test_only(objective, data, job, batching)
-        return Trainer(objective, data, options, job, pretrained).train(batching)
+        trainer = Trainer(objective, data, options, job, pretrained)
+        job.begin()
+        return trainer.train(batching)
     finally:
         job.close()
 

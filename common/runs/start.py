@@ -7,11 +7,12 @@ from typing import Any
 from torch import nn
 
 from common.adaptation import Objective
+from common.config.groups import Run
 from common.config.naming import earlier_runs, find_source
 from common.config.options import Options
 from common.data.kinds import DATA
 from common.errors import UserError
-from common.flags import values_of
+from common.flags import flags_of, values_of
 from common.models import build_model, known_network
 from common.quantizers import make_scheme
 from common.runs import checkpoint
@@ -68,8 +69,8 @@ def load_source(network: nn.Module, options: Options, job: Job) -> dict[str, Any
     report, content = checkpoint.load_weights(network, path, options.quantization.method)
     for line in report.lines(path):
         job.log(line)
-    config = content.get("config")
-    config = config if isinstance(config, dict) else {}
+    known = flags_of(DATA[options.task.data].Options) | {"seed": flags_of(Run)["seed"]}
+    config = checkpoint.config_of(content, known, str(path))
     if config.get("demo") and not options.data.demo:
         job.log(f"warning: {path} was trained on demo data")
     job.split_seen = DATA[options.task.data].split_seen(options.data, config) if config else ""
@@ -88,14 +89,10 @@ def load_heads(objective: Objective, content: Mapping[str, Any], job: Job) -> No
     config = content.get("config")
     same = isinstance(config, dict) and config.get("adaptation") == objective.name
     found = content.get("heads") if same else None
-    if isinstance(found, dict) and _shapes(found) == _shapes(objective.heads.state_dict()):
+    if found is not None and checkpoint.fits(objective.heads, found):
         objective.heads.load_state_dict(found)
     else:
         job.log(f"not in the file, left as initialised: the discriminator of --adaptation {objective.name}")
-
-
-def _shapes(state: Any) -> dict[str, Any]:
-    return {name: getattr(value, "shape", None) for name, value in state.items()}
 
 
 def start_backbone(network: Any, options: Options, job: Job) -> bool:
