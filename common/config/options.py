@@ -21,7 +21,7 @@ from common.config.groups import FLOAT, NOT_REPEATED, UNUSED, Adaptation, Backbo
 from common.config.tasks import Task
 from common.data.kinds import DATA
 from common.errors import UserError
-from common.flags import Flag, flags_of, shown, values_of
+from common.flags import BARE, Flag, flags_of, shown, values_of
 from common.machine.acceleration import AccelerationOptions
 from common.machine.device import DeviceOptions
 from common.quantizers import METHODS
@@ -233,6 +233,9 @@ def _widths(given: Mapping[str, Any], typed: Mapping[str, Any], task: Task) -> d
 def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: tuple[str, ...]) -> Options:
     if values["method"] not in METHODS:
         raise UserError(f"--method {values['method']}: expected one of {', '.join(METHODS)}")
+    if values["reset"] and (values["test_only"] or values["resume"] == BARE):
+        other = "--test_only" if values["test_only"] else "--resume"
+        raise UserError(f"--reset {other}: there would be nothing left for it; leave one of them out")
     chosen = {"own": ("--method", values["method"])}
     if task.cross:
         values["adaptation"] = _adaptation(values, typed)

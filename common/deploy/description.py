@@ -134,7 +134,8 @@ def scheme_flags(method: str) -> dict[str, Flag]:
 def data_flags() -> dict[str, Flag]:
     """What a file says of its run's data, by name; "seed" is that of files from before --split_seed."""
     known = {name: one for kind in DATA.values() for name, one in flags_of(kind.Options).items()}
-    return {name: known[name] for name in DATA_FLAGS} | {"seed": flags_of(Run)["seed"]}
+    of_any_kind = {"img_size": flags_of(_Arguments)["img_size"], "seed": flags_of(Run)["seed"]}
+    return {name: known[name] for name in DATA_FLAGS} | of_any_kind
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:

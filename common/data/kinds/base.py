@@ -22,7 +22,7 @@ Batches = TensorBatches | FolderBatches
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What all kinds of data have."""
+    """What all kinds of data have; each also says the ``side`` of its images."""
 
     data_dir: str | None = flag(None, path, "folder of the data (default: ./data, then the repository's data/)")
     download: bool = switch(True, "fetch a missing data set")

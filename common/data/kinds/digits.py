@@ -27,6 +27,10 @@ class DigitsOptions(DataOptions):
     select: str = flag("target", help="what chooses model_best.pt", choices=("target", "source", "last"))
 
     @property
+    def side(self) -> int:
+        return self.img_size
+
+    @property
     def pair(self) -> tuple[str, str]:
         assert self.src_data is not None
         assert self.tgt_data is not None
