@@ -7,19 +7,24 @@ the same types and the same bounds for all.
 import argparse
 import dataclasses
 import math
+import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from common.errors import UserError
+from common.errors import UserError, one_line, shortened
 
 T = TypeVar("T")
 Reader = Callable[[str], Any]
 BARE = ""  # value of a flag that may stand alone
 MOST_NUMBER = 10**9  # of what is counted: epochs, samples, pixels, processes
 MOST_SEED = 2**63 - 1
-LONGEST = 200  # characters of a wrong value that a message repeats
+MOST_WORDS = 10_000  # of a flag that takes several
+LONGEST = 100  # characters of a wrong value that a message repeats
+LONGEST_NAME, LONGEST_PATH = 255, 2000  # bytes
 
 
 def boolean(text: str) -> bool:
@@ -31,9 +36,17 @@ def boolean(text: str) -> bool:
 
 
 def number(
-    kind: type[int] | type[float], low: float, high: float, what: str, above: bool = False, below: bool = False
+    kind: type[int] | type[float], low: float, high: float, what: str = "", above: bool = False, below: bool = False
 ) -> Reader:
-    """A reader of numbers in [low, high]; ``above``, ``below``: without that end. NaN is refused everywhere."""
+    """A reader of numbers in [low, high]; ``above``, ``below``: without that end. NaN is refused everywhere.
+
+    Args:
+        what: is counted or measured, for the message, which says the bounds by itself.
+    """
+    name = what or ("a whole number" if kind is int else "a number")
+    expected = f"{name} from {low} to {'below ' if below else ''}{high}"
+    if above:
+        expected = f"{name} above {low} and {'below' if below else 'up to'} {high}"
 
     def read(text: str) -> Any:
         try:
@@ -42,31 +55,60 @@ def number(
             value = None
         within = value is not None and (value > low if above else value >= low)
         if value is None or not within or not (value < high if below else value <= high) or not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"expected {what}, not {shown(text)}")
+            raise argparse.ArgumentTypeError(f"expected {expected}, not {shown(text)}")
         return value
 
     return read
 
 
-natural = number(int, 0, MOST_NUMBER, "a whole number, 0 or more")
-count = number(int, 1, MOST_NUMBER, "a whole number, 1 or more")
-seed_number = number(int, 0, MOST_SEED, f"a whole number from 0 to {MOST_SEED}")
-non_negative = number(float, 0, 1e30, "a number, 0 or more")
-positive = number(float, 1e-30, 1e30, "a number above 0")
-fraction = number(float, 0, 1, "a number between 0 and 1", above=True, below=True)
+natural = number(int, 0, MOST_NUMBER)
+count = number(int, 1, MOST_NUMBER)
+seed_number = number(int, 0, MOST_SEED)
+batch_size = number(int, 1, 10**6, "a whole number of images")
+non_negative = number(float, 0, 1e30)
+positive = number(float, 0, 1e30, above=True)
+fraction = number(float, 0, 1, above=True, below=True)
 
 
 def word(text: str) -> str:
-    """A name or a path: not empty, on one line."""
+    """A name: not empty, on one line."""
     if not text.strip() or not text.isprintable():
         raise argparse.ArgumentTypeError(f"expected a name or a path, not {shown(text)}")
     return text
 
 
+def path(text: str) -> str:
+    """A path whose names a file system can hold."""
+    word(text)
+    if max(len(os.fsencode(name)) for name in text.split("/")) > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
+        raise argparse.ArgumentTypeError(
+            f"expected a path of at most {LONGEST_PATH} bytes and names of at most {LONGEST_NAME}, not {shown(text)}"
+        )
+    return text
+
+
+def name_below(text: str) -> str:
+    """The name of a folder in another one, or a path that stays below that."""
+    inside = PurePosixPath(path(text))
+    if inside.is_absolute() or not inside.parts or ".." in inside.parts:
+        raise argparse.ArgumentTypeError(f"expected the name of a folder, not {shown(text)}")
+    return text
+
+
+_brief = reprlib.Repr()  # which looks at the beginning of a value alone, however large or deep it is
+_brief.maxstring = _brief.maxother = _brief.maxlong = LONGEST
+
+
 def shown(value: object) -> str:
     """A wrong value as a message repeats it: on one line, and not for ever."""
-    text = repr(value) if isinstance(value, str) else " ".join(repr(value).split())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    try:
+        return shortened(one_line(_brief.repr(value)), 2 * LONGEST)
+    except Exception:  # the repr of a foreign value, such as a whole number of 5,000 digits
+        return f"a {type(value).__name__}"
+
+
+def listed(names: Sequence[str]) -> str:
+    return " or ".join(names) if len(names) < 3 else f"one of {', '.join(names)}"
 
 
 def epochs(words: Sequence[str]) -> list[int]:
@@ -110,6 +152,16 @@ class Flag:
     def spellings(self) -> list[str]:
         return [f"--{name}" for name in (self.name, *self.also)]
 
+    def take(self, text: str) -> Any:
+        """What a word means.
+
+        Raises:
+            argparse.ArgumentTypeError: with what was expected.
+        """
+        if self.choices is not None and text not in self.choices:
+            raise argparse.ArgumentTypeError(f"expected {listed(self.choices)}, not {shown(text)}")
+        return self.read(text)
+
     def value(self, given: Any, where: str) -> Any:
         """What ``given``, from a file, means: read as if it had been typed.
 
@@ -123,18 +175,19 @@ class Flag:
             if given is None and self.default is None:
                 return None
             if self.nargs in ("*", "+"):
-                if not isinstance(given, list | tuple) or not all(isinstance(one, str | int | float) for one in given):
+                if not isinstance(given, list | tuple) or len(given) > MOST_WORDS or not all(map(_is_word, given)):
                     raise argparse.ArgumentTypeError(f"expected a list, not {shown(given)}")
                 words = [str(one) for one in given]
-                return self.read_all(words) if self.read_all else [self.read(word) for word in words]
-            if not isinstance(given, str | int | float):
+                return self.read_all(words) if self.read_all else [self.take(word) for word in words]
+            if not _is_word(given):
                 raise argparse.ArgumentTypeError(f"expected a single value, not {shown(given)}")
-            value = self.read(str(given))
-            if self.choices is not None and value not in self.choices:
-                raise argparse.ArgumentTypeError(f"expected one of {', '.join(self.choices)}, not {shown(given)}")
-            return value
+            return self.take(str(given))
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise UserError(f"{where}: {self.name}: {error}") from None
+
+
+def _is_word(given: object) -> bool:
+    return isinstance(given, str | int | float)
 
 
 def flag(default: Any, read: Reader = str, help: str = "", **settings: Any) -> Any:

@@ -3,10 +3,12 @@
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, one_line, shortened
+from common.flags import MOST_NUMBER, shown
 
 MOST_TEXT = 64 * 2**20  # bytes of a file that is read as text
 
@@ -34,24 +36,85 @@ def ordinary(path: Path, expected: str) -> Path:
     return path
 
 
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_text(path: Path, expected: str) -> str:
+    """The text in a file.
 
     Raises:
-        UserError: as ``ordinary``, or it is too large, not UTF-8, not JSON, nested beyond reason or not an object.
+        UserError: as ``ordinary``, or it is too large or not UTF-8.
     """
     if ordinary(path, expected).stat().st_size > MOST_TEXT:
         raise UserError(f"{path}: larger than {MOST_TEXT // 2**20} MiB; expected {expected}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a complete JSON file ({reason(error)}); expected {expected}") from None
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); expected {expected}") from None
+
+
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: as ``read_text``, or it is not JSON, nested beyond reason, names something twice or is no object.
+    """
+    try:
+        return parse_json(read_text(path, expected))
+    except ValueError as error:
+        raise UserError(f"{path}: not a complete JSON file ({error}); expected {expected}") from None
+
+
+def read_rows(path: Path, expected: str) -> list[dict[str, Any]]:
+    """The lines of a file such as metrics.jsonl, each an object with its "epoch"; [] where there is no such file.
+
+    A last line that a killed run left half-written does not count.
+
+    Raises:
+        UserError: as ``read_text``, or another line is no such object.
+    """
+    if not os.path.lexists(path):
+        return []
+    rows: list[dict[str, Any]] = []
+    lines = read_text(path, expected).splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse_json(line)
+            if not is_whole(row.get("epoch"), 0):
+                raise ValueError(f"its epoch is {shown(row.get('epoch'))}")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}: line {number}: {error}; expected {expected}") from None
+        rows.append(row)
+    return rows
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """The object that JSON text stands for.
+
+    Raises:
+        ValueError: it is no JSON, nested beyond reason, names something twice, or is no object.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_named_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(reason(error)) from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}; expected {expected}")
+        raise ValueError(f"it holds a {type(content).__name__}, not named values")
     return content
+
+
+def _named_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("it names something twice")
+    return content
+
+
+def is_whole(value: object, low: int) -> bool:
+    """Whether a value of a file is a whole number from ``low`` on, as anything is counted."""
+    return type(value) is int and low <= value <= MOST_NUMBER
 
 
 def reason(error: BaseException) -> str:
     """What an exception says, on one line and not for ever; the name of its class where it says nothing."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(said.split())[:160] or type(error).__name__
+    return shortened(one_line(said), 160) or type(error).__name__

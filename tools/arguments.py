@@ -9,10 +9,10 @@ from common.flags import number
 from common.quantizers import METHODS
 
 OURS = METHODS["ours"].weight_bits
-OursBits = Annotated[int, number(int, min(OURS), max(OURS), f"bits from {min(OURS)} to {max(OURS)}")]
-Bits = Annotated[int, number(int, 1, 32, "bits from 1 to 32")]
-Batch = Annotated[int, number(int, 2, 10**5, "a whole number of images from 2 to 100000")]
-Side = Annotated[int, number(int, 8, 10**4, "a whole number of pixels from 8 to 10000")]
+OursBits = Annotated[int, number(int, min(OURS), max(OURS), "bits")]
+Bits = Annotated[int, number(int, 1, 32, "bits")]
+Batch = Annotated[int, number(int, 2, 10**5, "a whole number of images")]
+Side = Annotated[int, number(int, 8, 10**4, "a whole number of pixels")]
 Device = Literal["auto", "cpu", "cuda"]
 
 

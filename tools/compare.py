@@ -30,7 +30,7 @@ TYPED_HERE = {  # flags of main.py that this program gives every run itself
     *("resume", "reset", "test_only"),
 }
 MOST_SEEDS = 1000
-Width = Annotated[int, number(int, 1, 31, "widths below 32 such as 8,4 (the float network is always trained)")]
+Width = Annotated[int, number(int, 1, 31, "widths")]
 
 
 def seed_list(text: str) -> tuple[int, ...]:
@@ -38,7 +38,7 @@ def seed_list(text: str) -> tuple[int, ...]:
     words = text.strip("[]() ").split(",")
     try:
         if len(words) == 1:
-            return tuple(range(number(int, 1, MOST_SEEDS, "1 or more")(words[0])))
+            return tuple(range(number(int, 1, MOST_SEEDS)(words[0])))
         return tuple(dict.fromkeys(seed_number(word.strip()) for word in (words if words[-1].strip() else words[:-1])))
     except ArgumentTypeError:
         raise ArgumentTypeError(

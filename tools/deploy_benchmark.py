@@ -30,7 +30,7 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "resnet50": ("resnet50_dann", 224, {"quant_shortcut": True}),
     "resnet18": ("torchvision:resnet18", 224, {"num_classes": 1000}),
 }
-BatchSize = Annotated[int, number(int, 1, 10**5, "a whole number of images from 1 to 100000")]
+BatchSize = Annotated[int, number(int, 1, 10**5, "a whole number of images")]
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ def address(word: str) -> str:
 
 TaskName = Annotated[str, one_of(*TASKS)]
 Address = Annotated[str, address]
-Retries = Annotated[int, number(int, 0, 1000, "a whole number from 0 to 1000")]
+Retries = Annotated[int, number(int, 0, 1000)]
 
 
 def download(

@@ -15,7 +15,7 @@ from common.flags import flag, number, switch
 
 LARGEST_MAP = 4096  # of the exact multilinear map; a larger one is randomised
 RANDOMISED = 1024
-width = number(int, 1, 65536, "a whole number from 1 to 65536")
+width = number(int, 1, 65536)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.flags import flag, flags_of, non_negative, number
 from common.quantizers.rounding import FLOAT_BITS
 
-above_zero = number(float, 1e-9, 1e9, "a number above 0")
+above_zero = number(float, 1e-9, 1e9)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,30 @@
 
 from dataclasses import dataclass
 
-from common.flags import BARE, count, epochs, flag, natural, non_negative, number, positive, seed_number, switch, word
+from common.flags import (
+    BARE,
+    batch_size,
+    count,
+    epochs,
+    flag,
+    natural,
+    non_negative,
+    number,
+    path,
+    positive,
+    seed_number,
+    switch,
+    word,
+)
 from common.quantizers.rounding import FLOAT_BITS
 
 FLOAT = FLOAT_BITS
-above_zero = number(float, 1e-6, 1e6, "a number from 1e-6 to 1e6")
+above_zero = number(float, 1e-6, 1e6)
+width = number(int, 1, FLOAT, "bits")
+
+
+def bare_or_path(text: str) -> str:
+    return text if text == BARE else path(text)
 
 
 @dataclass(frozen=True)
@@ -15,12 +34,12 @@ class Quantization:
 
     model: str = flag("", word, "network", also=("target_model",))
     method: str = flag("ours", word, "quantization method")  # checked by the registry
-    bitW: int = flag(FLOAT, count, "bits of the weights; 32 is float (default: as --abitW)")
-    abitW: int = flag(FLOAT, count, "bits of the activations; 32 is float (default: as --bitW)")
+    bitW: int = flag(FLOAT, width, "bits of the weights; 32 is float (default: as --abitW)")
+    abitW: int = flag(FLOAT, width, "bits of the activations; 32 is float (default: as --bitW)")
     act_range: float = flag(2.0, above_zero, "activations are aligned to [-r, r]")
     grad_approx: str = flag("sigmoid", help="gradient of the weights' rounding", choices=("sigmoid", "ste"))
-    lam: float = flag(1.0, positive, "gain of the sigmoid gradient")
-    lam2: float = flag(4.0, positive, "sharpness of the sigmoid gradient")
+    lam: float = flag(1.0, above_zero, "gain of the sigmoid gradient")
+    lam2: float = flag(4.0, above_zero, "sharpness of the sigmoid gradient")
     levels: str = flag("exact", help="2^k levels, or the published CRP code's grid", choices=("exact", "published"))
     stage: str = flag(
         "plain",
@@ -46,15 +65,15 @@ class Start:
     """What a run starts from."""
 
     pretrained: bool = switch(True, "start a run below 32 bits from its source file")
-    source_dir: str = flag("pretrained", help="folder of the source file")
-    source_file: str | None = flag(None, word, "file with the weights to start from (default: the table's)")
+    source_dir: str = flag("pretrained", path, "folder of the source file")
+    source_file: str | None = flag(None, path, "file with the weights to start from (default: the table's)")
 
 
 @dataclass(frozen=True)
 class Backbone:
     """Of a task whose network has a backbone with ImageNet weights."""
 
-    backbone_weights: str | None = flag(None, word, "ImageNet weights of the backbone: FILE, imagenet or none")
+    backbone_weights: str | None = flag(None, path, "ImageNet weights of the backbone: FILE, imagenet or none")
     backbone_lr_scale: float = flag(0.1, non_negative, "learning rate of the pretrained backbone, relative")
     quant_shortcut: bool = switch(False, "quantize ResNet-50's downsample branches too")
 
@@ -62,14 +81,14 @@ class Backbone:
 @dataclass(frozen=True)
 class Training:
     num_epochs: int = flag(200, count, "epochs")
-    train_batch_size: int = flag(128, count, "samples per training batch (of each domain)")
-    eval_batch_size: int = flag(100, count, "samples per test batch", also=("test_batch_size",))
+    train_batch_size: int = flag(128, batch_size, "samples per training batch (of each domain)")
+    eval_batch_size: int = flag(100, batch_size, "samples per test batch", also=("test_batch_size",))
     lr: float = flag(0.04, positive, "learning rate")
     lr_decay_steps: list[int] = flag(
         [80, 120], natural, "epochs at which it is multiplied by --lr_gamma", nargs="*", read_all=epochs
     )
     lr_gamma: float = flag(0.1, positive, "factor at those epochs")
-    momentum: float = flag(0.9, number(float, 0, 1, "a number from 0 to below 1", below=True), "of SGD")
+    momentum: float = flag(0.9, number(float, 0, 1, below=True), "of SGD")
     weight_decay: float = flag(1e-4, non_negative, "of SGD; learned scales have none")
 
 
@@ -90,9 +109,11 @@ class Adaptation:
 class Run:
     """The run itself: its folder and what it is to do there."""
 
-    job_dir: str | None = flag(None, word, "folder of the run (default: experiment/…, named by method and bits)")
-    config: str | None = flag(None, word, "take the values of a job's config.json; typed flags win")
-    resume: str | None = flag(None, help="continue from last.pt of the job, or from PATH", nargs="?", const=BARE)
+    job_dir: str | None = flag(None, path, "folder of the run (default: experiment/…, named by method and bits)")
+    config: str | None = flag(None, path, "take the values of a job's config.json; typed flags win")
+    resume: str | None = flag(
+        None, bare_or_path, "continue from last.pt of the job, or from PATH", nargs="?", const=BARE
+    )
     reset: bool = switch(False, "delete the job's folder first")
     test_only: bool = switch(False, "evaluate and do not train")
     seed: int = flag(0, seed_number, "of initialisation, sample order and augmentation")

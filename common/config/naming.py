@@ -1,5 +1,6 @@
 """How the files of a run are called, and where the file that it starts from is looked for."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def find_source(options: Options, runs: Iterable[Path]) -> Path:
     runs, task, start = list(runs), options.task, options.start
     candidates = source_candidates(options, runs)
     for path in candidates:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     places = (*source_folders(options), *runs)
     distinct: dict[Path, Path] = {}

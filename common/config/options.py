@@ -21,7 +21,7 @@ from common.config.groups import FLOAT, NOT_REPEATED, UNUSED, Adaptation, Backbo
 from common.config.tasks import Task
 from common.data.kinds import DATA
 from common.errors import UserError
-from common.flags import Flag, flags_of, shown, values_of
+from common.flags import BARE, Flag, flags_of, shown, values_of
 from common.machine.acceleration import AccelerationOptions
 from common.machine.device import DeviceOptions
 from common.quantizers import METHODS
@@ -138,7 +138,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser(task: Task, flags: Iterable[Flag]) -> _Parser:
     parser = _Parser(description=f"{task.name}: {task.model}", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for flag in flags:
-        settings: dict[str, Any] = {"type": str if flag.read_all else flag.read, "choices": flag.choices}
+        settings: dict[str, Any] = {"type": str if flag.read_all else flag.take}
+        if flag.choices:
+            settings["metavar"] = f"{{{','.join(flag.choices)}}}"
         if flag.nargs:
             settings["nargs"] = flag.nargs
         if flag.nargs == "?":
@@ -231,6 +233,9 @@ def _widths(given: Mapping[str, Any], typed: Mapping[str, Any], task: Task) -> d
 def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: tuple[str, ...]) -> Options:
     if values["method"] not in METHODS:
         raise UserError(f"--method {values['method']}: expected one of {', '.join(METHODS)}")
+    if values["reset"] and (values["test_only"] or values["resume"] == BARE):
+        other = "--test_only" if values["test_only"] else "--resume"
+        raise UserError(f"--reset {other}: there would be nothing left for it; leave one of them out")
     chosen = {"own": ("--method", values["method"])}
     if task.cross:
         values["adaptation"] = _adaptation(values, typed)

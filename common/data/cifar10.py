@@ -37,7 +37,8 @@ _MD5 = {
     META: "5ff9c542aee3614f3951f8cda6e48888",
 }
 _IMAGES_PER_BATCH = 10_000
-_SHAPE = (3, 32, 32)
+SIDE = 32
+_SHAPE = (3, SIDE, SIDE)
 
 
 def load(data_dir: Path | str, download: bool = True) -> tuple[ImageSet, ImageSet]:

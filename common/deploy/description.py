@@ -34,7 +34,7 @@ DATA_FLAGS = (
     "img_size",
 )  # where the run has them
 
-side = number(int, 1, MOST_SIDE, f"a side of 1 to {MOST_SIDE} pixels")
+side = number(int, 1, MOST_SIDE, "a side")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Description:
 class _Arguments:
     """Those of ``build_model`` beside the scheme."""
 
-    num_classes: int = flag(10, number(int, 1, MOST_CLASSES, f"a whole number from 1 to {MOST_CLASSES}"))
+    num_classes: int = flag(10, number(int, 1, MOST_CLASSES))
     img_size: int = flag(224, side)
     quant_shortcut: bool = switch(False, "")
 
@@ -134,7 +134,8 @@ def scheme_flags(method: str) -> dict[str, Flag]:
 def data_flags() -> dict[str, Flag]:
     """What a file says of its run's data, by name; "seed" is that of files from before --split_seed."""
     known = {name: one for kind in DATA.values() for name, one in flags_of(kind.Options).items()}
-    return {name: known[name] for name in DATA_FLAGS} | {"seed": flags_of(Run)["seed"]}
+    of_any_kind = {"img_size": flags_of(_Arguments)["img_size"], "seed": flags_of(Run)["seed"]}
+    return {name: known[name] for name in DATA_FLAGS} | of_any_kind
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:

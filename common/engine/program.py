@@ -16,7 +16,7 @@ from common.machine import acceleration, distributed
 from common.machine.device import choose_device, seed_everything
 from common.runs.cli import run_cleanly
 from common.runs.job import Job
-from common.runs.start import check_network, load_heads, load_source, make_network, start_backbone
+from common.runs.start import check_last_batch, check_network, load_heads, load_source, make_network, start_backbone
 
 
 def main(task: Task, argv: Sequence[str] | None = None) -> None:
@@ -47,6 +47,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
             batch, options.training.eval_batch_size, options.run.seed, device, distributed.share(), job.folder
         )
         data = DATA[task.data].load(options.data, batching)
+        check_last_batch(options, data.train["source"])
         print("=> Building model...", flush=True)
         seed_everything(options.run.seed)
         network = make_network(options, len(data.classes))
@@ -59,10 +60,12 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         load_heads(objective, content or {}, job)
         if options.device.sync_bn:
             distributed.synchronise_batch_norm(objective.trained)
-        job.begin()
         if options.run.test_only:
+            job.begin()
             return test_only(objective, data, job, batching)
-        return Trainer(objective, data, options, job, pretrained).train(batching)
+        trainer = Trainer(objective, data, options, job, pretrained)
+        job.begin()
+        return trainer.train(batching)
     finally:
         job.close()
 

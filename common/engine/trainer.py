@@ -40,7 +40,7 @@ class Trainer:
         self.best: Best = {"judged": -math.inf, "epoch": -1}
         self.peaks = {name: {"prec1": 0.0, "prec5": 0.0, "prec1_domain": 0.0} for name in data.test}
         self.start = 0
-        content = job.restore()
+        content = job.restore(data.test)
         self.pretrained = bool(content["pretrained"]) if content else pretrained
         self.trained = objective.trained
         self.optimizer = self._make_optimizer()
@@ -69,7 +69,8 @@ class Trainer:
         checkpoint.continue_optimizer(self.optimizer, content["optimizer_t"])
         if self.crp is not None:
             states = [content.get("crp", {}), *content.get("crp_others", [])]  # by process
-            self.crp.load_state_dict(states[distributed.rank() if distributed.rank() < len(states) else 0])
+            own = states[distributed.rank() if distributed.rank() < len(states) else 0]
+            checkpoint.continue_crp(self.crp, own)
         self.start, self.peaks = content["epoch"], content["peaks"]
         self.best = content["best"] or self.best
 

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from common.flags import flag, natural, switch
+from common.flags import flag, number, switch
 from common.machine import distributed
 
 
 @dataclass(frozen=True)
 class DeviceOptions:
     device: str = flag("auto", help="where to compute", choices=("auto", "cpu", "cuda"))
-    gpus: list[int] | None = flag(None, natural, "CUDA device; the first is used (default: 0)", nargs="+")
+    gpus: list[int] | None = flag(None, number(int, 0, 1023), "CUDA device; the first is used (default: 0)", nargs="+")
     sync_bn: bool = switch(False, "under torchrun: BatchNorm over the samples of all processes; needs CUDA")
 
 

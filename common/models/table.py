@@ -13,7 +13,6 @@ from common.models.resnet50 import ResNet50DANN, ResNet50DSAN
 from common.models.resnet_cifar import ResNetCifar
 from common.models.vgg2_dann import VGG2DANN
 
-CIFAR10_SIZE = 32
 RESIZED = 256 / 224  # of a photograph, before its centre is cropped
 
 
@@ -33,7 +32,7 @@ class Preprocessing:
 
 
 def of_cifar10(size: int) -> Preprocessing:
-    return Preprocessing(CIFAR10_SIZE, CIFAR10_SIZE, cifar10.MEAN, cifar10.STD)
+    return Preprocessing(cifar10.SIDE, cifar10.SIDE, cifar10.MEAN, cifar10.STD)
 
 
 def of_digits(size: int) -> Preprocessing:

@@ -2,18 +2,19 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from common.flags import MOST_NUMBER, Flag, Reader, boolean, count, natural, number, seed_number, shown
+from common.flags import MOST_NUMBER, Flag, Reader, boolean, count, listed, natural, number, path, seed_number, shown
 
 PLAIN: dict[type, Reader] = {
     str: str,
-    Path: Path,
-    int: number(int, -MOST_NUMBER, MOST_NUMBER, "a whole number"),
-    float: number(float, -1e30, 1e30, "a number"),
+    Path: lambda word: Path(path(word)),
+    int: number(int, -MOST_NUMBER, MOST_NUMBER),
+    float: number(float, -1e30, 1e30),
     bool: boolean,
 }
 
@@ -65,33 +66,37 @@ def several(read: Reader, collect: type = tuple) -> Reader:
 
 def new_file(word: str) -> Path:
     """A path at which a file can be written; the folders on the way need not be there."""
-    path = Path(word)
-    _check_place(path, path.is_file, "a file to write")
-    return path
+    place = Path(path(word))
+    _check_place(place, place.is_file, "a file to write")
+    return place
 
 
 def new_folder(word: str) -> Path:
     """A folder to write into, there or not."""
-    path = Path(word)
-    _check_place(path, path.is_dir, "a folder")
-    return path
+    place = Path(path(word))
+    _check_place(place, place.is_dir, "a folder")
+    return place
 
 
-def _check_place(path: Path, fits: Callable[[], bool], what: str) -> None:
+def _check_place(place: Path, fits: Callable[[], bool], what: str) -> None:
+    """Whether it can be written, tried with a file that has no name and is gone at once."""
     try:
-        there = next(one for one in (path, *path.absolute().parents) if one.exists())
-        wrong = not (fits() if there == path else there.is_dir())
+        there = next(one for one in (place, *place.absolute().parents) if _is_there(one))
+        if not (fits() if there == place else there.is_dir()):
+            kind = "a folder" if there.is_dir() else "a file" if there.is_file() else "neither file nor folder"
+            raise argparse.ArgumentTypeError(f"expected {what}, and {there} is {kind}")
+        tempfile.TemporaryFile(dir=there if there.is_dir() else there.parent).close()
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot write {shown(str(path))}: {error.strerror}") from None
-    if wrong:
-        kind = "a folder" if there.is_dir() else "a file" if there.is_file() else "neither file nor folder"
-        raise argparse.ArgumentTypeError(f"expected {what}, and {there} is {kind}")
-    if not os.access(there, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write {shown(str(path))}: no permission to write into {there}")
+        raise argparse.ArgumentTypeError(f"cannot write {shown(str(place))}: {error.strerror}") from None
 
 
-def listed(names: Sequence[str]) -> str:
-    return " or ".join(names) if len(names) < 3 else f"one of {', '.join(names)}"
+def _is_there(place: Path) -> bool:
+    """Also a link that leads nowhere. OSError: nobody can say, as in a loop of links."""
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return place.is_symlink()
+    return True
 
 
 Count = Annotated[int, count]

@@ -1,9 +1,8 @@
 """Files of weights: one complete file exists at any time, reading executes nothing, matching is by name and shape."""
 
 import io
+import math
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
-from common.flags import shown
+from common import torch_files
+from common.admm.crp import CRP
+from common.config.groups import Quantization
+from common.errors import UserError, one_line
+from common.flags import Flag, flags_of, shown
 from common.quantizers.layers import Quantizer, initialise_weights
-from common.reading import ordinary, reason
+from common.reading import reason
+from common.torch_files import is_plain
 from common.writing import write_whole
 
 STATE_KEYS = ("state_dict_t", "state_dict")
 RESUME_KEYS = ("optimizer_t", "scheduler_t", "random", "crp", "crp_others", "amp")  # what only a resumed run reads
+METHOD = flags_of(Quantization)["method"]
 LEFT_OUT = ("admm", ".opt.", "feature.fc.", "feature_layers.fc.")  # published entries that no network of ours has
 
 
@@ -49,33 +53,24 @@ def keep_weights_alone(path: Path) -> None:
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint; nothing in it is executed.
 
-    The checksums of a zip archive, which torch writes and does not read, are compared first.
-
     Raises:
-        UserError: no such file, a damaged or foreign one, or one that holds more than tensors and plain values.
+        UserError: as ``torch_files.read``, or it holds no dictionary.
     """
-    ordinary(path, "a checkpoint file such as model_best.pt")
-    try:
-        if zipfile.is_zipfile(path):
-            _check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive fails in whatever way its bytes say
-        said = (
-            reason(error) if not isinstance(error, pickle.UnpicklingError) else "it holds more than tensors and numbers"
-        )
-        raise UserError(f"{path}: not a complete PyTorch checkpoint ({said}); fetch or train it again") from None
+    content = torch_files.read(path, "a checkpoint file such as model_best.pt")
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; expected a dictionary of weights")
     return content
 
 
-def _check_archive(path: Path) -> None:
-    """Raises ValueError or zipfile's own where a member is compressed, as torch never does, or has another checksum."""
-    with zipfile.ZipFile(path) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("a compressed archive")
-        if damaged := archive.testzip():
-            raise ValueError(f"the checksum of {damaged} in it does not fit: it is damaged")
+def config_of(content: Mapping[str, Any], known: Mapping[str, Flag], where: str) -> dict[str, Any]:
+    """The flags of the run that a checkpoint records, as far as they are ``known``, each read as if typed.
+
+    Raises:
+        UserError: a value that the flag would not take.
+    """
+    recorded = content.get("config")
+    found = recorded if isinstance(recorded, dict) else {}
+    return {name: known[name].value(value, where) for name, value in found.items() if name in known}
 
 
 def weights_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -93,22 +88,44 @@ def weights_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{path}: holds no weights; expected them under {', '.join(STATE_KEYS)} or at the top")
     for key, value in tensors.items():
-        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+        if not is_plain(value):
             raise UserError(f"{path}: {shown(key)} is not an ordinary tensor; expected plain weights")
     return tensors
 
 
 def continue_from(module: nn.Module, state: Any, what: str) -> None:
-    """Load a state that was saved with exactly the module's own names and shapes.
+    """Load a state that was saved with exactly the module's own names, shapes and types.
 
     Raises:
         UserError: it was not.
     """
-    own = module.state_dict()
-    fits = isinstance(state, dict) and state.keys() == own.keys()
-    if not fits or any(not isinstance(state[key], Tensor) or state[key].shape != own[key].shape for key in own):
+    if not fits(module, state):
         raise UserError(f"--resume: the state of {what} is not that of this run; --source_file starts from its weights")
     module.load_state_dict(state)
+
+
+def continue_crp(crp: CRP, state: Any) -> None:
+    """Load the relations of a run with the same sites; those of another batch size start anew.
+
+    Raises:
+        UserError: they are of other sites or none, or are no square matrices.
+    """
+    known = isinstance(state, dict) and state.keys() == crp.state_dict().keys()
+    if not known or not all(
+        is_plain(found) and found.ndim == 2 and found.shape[0] == found.shape[1] for found in state.values()
+    ):
+        raise UserError("--resume: relation preservation in it is not that of this run; --source_file starts afresh")
+    crp.load_state_dict(state)
+
+
+def fits(module: nn.Module, state: Any) -> bool:
+    """Whether a state has exactly the module's own names, shapes and types."""
+    own = module.state_dict()
+    return isinstance(state, dict) and state.keys() == own.keys() and all(_alike(state[k], own[k]) for k in own)
+
+
+def _alike(found: object, own: Tensor) -> bool:
+    return is_plain(found) and found.shape == own.shape and found.dtype == own.dtype  # type: ignore[attr-defined]
 
 
 def continue_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
@@ -118,15 +135,28 @@ def continue_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
         UserError: they are not.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = optimizer.state_dict()["param_groups"]
     try:
         momenta = {index: entry.get("momentum_buffer") for index, entry in state["state"].items()}
-        fits = all(m is None or m.shape == parameters[index].shape for index, m in momenta.items())
-        if fits:
-            optimizer.load_state_dict(state)
+        same = momenta.keys() <= set(range(len(parameters)))
+        same = same and all(m is None or _alike(m, parameters[index]) for index, m in momenta.items())
+        same = same and all(map(_same_group, own, state["param_groups"])) and len(own) == len(state["param_groups"])
     except Exception as error:  # a forged state fails in whatever way its content says
         raise UserError(f"--resume: the optimizer's state cannot be read ({reason(error)})") from None
-    if not fits:
+    if not same:
         raise UserError("--resume: the optimizer's state is not that of this network's parameters")
+    optimizer.load_state_dict(state)
+
+
+def _same_group(own: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether a group has the parameters of ``own``, and settings of the same kinds."""
+
+    def fits(setting: Any, other: Any) -> bool:
+        if type(setting) in (int, float):
+            return type(other) in (int, float) and math.isfinite(other) and other >= 0
+        return other == setting if type(setting) is list else other is None or type(other) is bool
+
+    return own.keys() == found.keys() and all(fits(own[name], found[name]) for name in own)
 
 
 @dataclass(frozen=True)
@@ -139,7 +169,7 @@ class LoadReport:
 
     def lines(self, path: Path) -> list[str]:
         def some(names: tuple[str, ...]) -> str:
-            return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            return one_line(", ".join(names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
         lines = [f"loaded {len(self.loaded)} tensors from {path}"]
         if self.missing:
@@ -175,7 +205,8 @@ def load_weights(model: nn.Module, path: Path, method: str | None = None) -> tup
     if found.get("feature.4.weight", torch.empty(0)).ndim == 4:  # the older float layout of the VGG-2
         found = {_remap_vgg2(key): value for key, value in found.items()}
     own = model.state_dict()
-    same_method = method is not None and method == (content.get("config") or {}).get("method")
+    recorded = config_of(content, {"method": METHOD}, str(path)).get("method")
+    same_method = method is not None and method == recorded
     learned = set() if same_method else _learned_state(model)
     usable = {key: value for key, value in found.items() if key in own and key not in learned}
     for key, value in usable.items():

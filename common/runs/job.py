@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
 import platform
 import sys
 import time
+from collections.abc import Callable, Collection
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +15,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.adaptation import OBJECTIVES
 from common.config.options import Options
 from common.errors import UserError
-from common.flags import BARE, MOST_NUMBER, shown
+from common.flags import BARE
 from common.machine import distributed
 from common.machine.device import random_state, set_random_state
-from common.reading import reason
+from common.reading import ordinary, read_rows, reason
 from common.runs import checkpoint
 from common.runs.folder import PROGRAM, RunFolder
+from common.runs.progress import METRICS, read_metrics, read_progress
 from common.writing import write_whole
 
-SAME_RUN = (  # what a resumed run must have been made with
-    *("model", "method", "bitW", "abitW", "demo", "seed", "split_seed", "train_batch_size"),
-    *("src_data", "tgt_data", "adaptation"),
-)
+LOG = "logger.log"
 FEATURES_BEFORE = "features_before.npz"
 
 
@@ -40,7 +40,8 @@ class _BarAwareHandler(logging.StreamHandler):
 class Job:
     """One run's folder, held by this process alone until ``close``. Of several processes of a run the first one writes.
 
-    The folder becomes the program's own with ``begin``. A run that is refused before that leaves it as it was.
+    The folder becomes the program's own with ``begin``. A run that is refused before that leaves it as it was; what it
+    logs until then is on stderr alone.
 
     Attributes:
         folder: job_dir. log: writes a line to logger.log and stderr.
@@ -61,6 +62,7 @@ class Job:
         self.split_seen = ""
         self._writers: dict[str, Any] = {}
         self._handlers: list[logging.Handler] = []
+        self._bring: Callable[[], None] = lambda: None  # what a resumed run takes over, once it begins
         self._place: RunFolder | None = None
         self.logger = logging.getLogger("alignq")
         self.writes = distributed.rank() == 0
@@ -87,12 +89,18 @@ class Job:
         return ""
 
     def _log_to_file(self) -> None:
+        """From ``begin`` on; what is logged before waits for it."""
         self.logger.setLevel(logging.INFO)
         self.logger.propagate = False
         layout = logging.Formatter("%(asctime)s | %(message)s", "%m/%d %I:%M:%S %p")
-        self._handlers = [logging.FileHandler(self.folder / "logger.log"), _BarAwareHandler()]
+        if os.path.lexists(self.folder / LOG):
+            ordinary(self.folder / LOG, "the log of a run")
+        self._file = logging.FileHandler(self.folder / LOG, delay=True)
+        self._early = MemoryHandler(10**6, logging.CRITICAL + 1, self._file, flushOnClose=False)
+        self._handlers = [self._early, _BarAwareHandler(), self._file]
         for handler in self._handlers:
             handler.setFormatter(layout)
+        for handler in self._handlers[:2]:
             self.logger.addHandler(handler)
         for note in self.options.notes:
             self.log(note)
@@ -108,6 +116,10 @@ class Job:
         self._place.adopt()
         if not again:
             self._write_config()
+        self._bring()
+        self._early.flush()
+        self.logger.removeHandler(self._early)
+        self.logger.addHandler(self._file)
 
     def _write_config(self) -> None:
         values = self.options.flat()
@@ -150,12 +162,12 @@ class Job:
         """Append one line to metrics.jsonl."""
         if not self.writes:
             return
-        with open(self.folder / "metrics.jsonl", "a") as file:
+        with open(self.folder / METRICS, "a") as file:
             file.write(json.dumps({"epoch": epoch, **values}) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one that a killed run left half-written is dropped."""
-        return _history(self.folder)
+        return read_rows(self.folder / METRICS, "the metrics of a run")
 
     def write_json(self, name: str, content: Any) -> None:
         if not self.writes:
@@ -183,30 +195,27 @@ class Job:
     def _plain_config(self) -> dict[str, Any]:
         return json.loads(json.dumps({**self.options.flat(), "task": self.task.name}))
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self, tested: Collection[str]) -> dict[str, Any] | None:
         """The checkpoint to resume from, or None for a fresh start; the metrics of later epochs are dropped.
 
         From a checkpoint of another folder, what a result needs is brought along: the best epoch's weights, where they
         lie beside it, the metrics, and the features before training. Where the best weights are not there, "best" in
-        the checkpoint is None and the best epoch is chosen anew.
+        the checkpoint is None and the best epoch is chosen anew. Nothing is written before ``begin``.
 
+        Args:
+            tested: the names of the run's test sets.
         Raises:
             UserError: --resume names a file that is not there, or a run with other settings.
         """
+        self._bring = lambda: self._keep([])
         if self.options.run.resume is None:
-            self._keep([])
             return None
         path = self.last if self.options.run.resume == BARE else Path(self.options.run.resume)
         if self.options.run.resume == BARE and not path.exists():
             self.log(f"--resume: {path} is not there yet; starting from the beginning")
-            self._keep([])
             return None
-        content = checkpoint.read(path)
-        self._check(content, path)
-        other = path.parent.parent
-        own, rows = (
-            [row for row in _history(folder) if row["epoch"] < content["epoch"]] for folder in (self.folder, other)
-        )
+        content = read_progress(path, self.options, tested)
+        own, rows = (read_metrics(folder, tested, content["epoch"]) for folder in (self.folder, path.parent.parent))
         epochs = self.options.training.num_epochs
         if content["epoch"] >= epochs and not own:
             raise UserError(
@@ -215,49 +224,37 @@ class Job:
             )
         try:
             set_random_state(content["random"])
-        except (KeyError, TypeError, RuntimeError) as error:
+        except Exception as error:  # of torch's generators, or of what stands in their place
             raise UserError(f"--resume {path}: its random state cannot be read ({reason(error)})") from None
         self.split_seen = str(content.get("split_seen", ""))
-        self._keep(own or rows)
-        if not self._bring_best(content, path):
+        best = self._best_of(content, path)
+        self._bring = lambda: self._bring_along(own or rows, best, path.parent.parent / FEATURES_BEFORE)
+        if best is None:
             content["best"] = None
             self.log(f"--resume {path}: its best epoch's weights are not beside it; the best is chosen from here on")
-        before = other / FEATURES_BEFORE
-        if self.writes and before.is_file() and not (self.folder / FEATURES_BEFORE).exists():
-            write_whole(self.folder / FEATURES_BEFORE, before.read_bytes())
         self.log(f"resuming from {path} at epoch {content['epoch']}")
         return content
 
-    def _check(self, content: dict[str, Any], path: Path) -> None:
-        config = content.get("config")
-        needed = ("optimizer_t", "random", "epoch", "best", "state_dict_t")
-        if not isinstance(config, dict) or any(name not in content for name in needed):
-            raise UserError(f"--resume {path}: not a checkpoint of this program; --source_file starts from its weights")
-        epoch, best = content["epoch"], content["best"]
-        if not (type(epoch) is int and 0 < epoch <= MOST_NUMBER and isinstance(best, dict) and "epoch" in best):
-            raise UserError(f"--resume {path}: its epoch is {shown(epoch)}, the best {shown(best)}; it is damaged")
-        now = self._plain_config()
-        for key in (*SAME_RUN, *OBJECTIVES[self.options.objective_name].head_flags):
-            if key in now and key in config and config[key] != now[key]:
-                raise UserError(f"--resume {path}: it was made with --{key} {shown(config[key])}, not {now[key]}")
-
-    def _bring_best(self, content: dict[str, Any], path: Path) -> bool:
-        """Let model_best.pt hold the best epoch of a checkpoint to resume from; False: it is nowhere."""
+    def _best_of(self, content: dict[str, Any], path: Path) -> dict[str, Any] | None:
+        """The weights of the best epoch of a checkpoint to resume from; None: they are nowhere."""
         if not self.writes:
-            return True
-        wanted = content["best"]["epoch"] + 1
+            return content
         for place in (self.best, path.with_name(self.best.name), path):
-            if place.is_file() and (found := checkpoint.read(place)).get("epoch") == wanted:
-                if place != self.best:
-                    checkpoint.save(found, self.best)
-                return True
-        return False
+            if place.is_file() and (found := checkpoint.read(place)).get("epoch") == content["best"]["epoch"] + 1:
+                return {} if place == self.best else found
+        return None
+
+    def _bring_along(self, rows: list[dict[str, Any]], best: dict[str, Any] | None, features: Path) -> None:
+        """Let the folder hold these metrics, these best weights unless they are there, and these features."""
+        self._keep(rows)
+        if best:
+            checkpoint.save(best, self.best)
+        if features.is_file() and not (self.folder / FEATURES_BEFORE).exists():
+            write_whole(self.folder / FEATURES_BEFORE, features.read_bytes())
 
     def _keep(self, rows: list[dict[str, Any]]) -> None:
         """Let metrics.jsonl hold these lines alone; none: no file."""
-        path = self.folder / "metrics.jsonl"
-        if not self.writes:
-            return
+        path = self.folder / METRICS
         if not rows:
             path.unlink(missing_ok=True)
             return
@@ -272,14 +269,3 @@ class Job:
             handler.close()
         if self._place is not None:
             self._place.close()
-
-
-def _history(folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows

@@ -4,16 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from common.adaptation import Objective
+from common.config.groups import Run
 from common.config.naming import earlier_runs, find_source
 from common.config.options import Options
-from common.data.kinds import DATA
+from common.data.kinds import DATA, Batches
+from common.data.tensors import TensorBatches
 from common.errors import UserError
-from common.flags import values_of
-from common.models import build_model, known_network
+from common.flags import flags_of, values_of
+from common.machine import distributed
+from common.models import build_model, class_logits, known_network
 from common.quantizers import make_scheme
+from common.reading import reason
 from common.runs import checkpoint
 from common.runs.backbone import IMAGENET, NONE, load_backbone
 from common.runs.job import Job
@@ -33,15 +38,43 @@ def check_network(options: Options) -> None:
             f"--model {options.quantization.model}: this program adapts the networks of its own table alone, such as "
             f"{options.task.model}"
         )
+    batch = options.training.train_batch_size // distributed.size()
+    if entry is None or batch == 1:
+        _try(options, min(batch, 2), f"--train_batch_size {options.training.train_batch_size}")
+
+
+def check_last_batch(options: Options, batches: Batches) -> None:
+    """Refuse, before training, a last batch of one image on which the network cannot be trained."""
+    if options.run.test_only or batches.drop_last or known_network(options.quantization.model) is not None:
+        return
+    if isinstance(batches, TensorBatches) and len(batches.image_set) % batches.batch_size == 1:
+        _try(options, 1, f"the last of {len(batches.image_set)} by --train_batch_size {batches.batch_size}")
+
+
+@torch.no_grad()
+def _try(options: Options, batch: int, what: str) -> None:
+    """One pass of the float network over images of the run's size."""
+    side = options.data.side
+    network = build_model(options.quantization.model, **_arguments(options)).train(not options.run.test_only)
+    try:
+        class_logits(network, torch.zeros(batch, 3, side, side))
+    except (AssertionError, RuntimeError, ValueError) as error:  # as the layers of torch and torchvision refuse
+        raise UserError(
+            f"--model {options.quantization.model}, images of {side} x {side}, {what}: {reason(error)}; expected what "
+            "this network can take"
+        ) from None
 
 
 def make_network(options: Options, num_classes: int | None = None) -> nn.Module:
     """The network of a run, freshly initialised."""
-    entry = known_network(options.quantization.model)
-    flat = options.flat()
-    arguments: dict[str, Any] = {name: flat[name] for name in (entry.arguments if entry is not None else ())}
-    arguments |= {"num_classes": num_classes, **values_of(options.own)}
-    return build_model(options.quantization.model, **options.quantization.scheme, **arguments)  # type: ignore[arg-type]
+    given: dict[str, Any] = {**options.quantization.scheme, **values_of(options.own), "num_classes": num_classes}
+    return build_model(options.quantization.model, **given, **_arguments(options))
+
+
+def _arguments(options: Options) -> dict[str, Any]:
+    """Those of the network's own, such as the side of its images."""
+    entry, flat = known_network(options.quantization.model), options.flat()
+    return {name: flat[name] for name in (entry.arguments if entry is not None else ())}
 
 
 def load_source(network: nn.Module, options: Options, job: Job) -> dict[str, Any] | None:
@@ -68,8 +101,8 @@ def load_source(network: nn.Module, options: Options, job: Job) -> dict[str, Any
     report, content = checkpoint.load_weights(network, path, options.quantization.method)
     for line in report.lines(path):
         job.log(line)
-    config = content.get("config")
-    config = config if isinstance(config, dict) else {}
+    known = flags_of(DATA[options.task.data].Options) | {"seed": flags_of(Run)["seed"]}
+    config = checkpoint.config_of(content, known, str(path))
     if config.get("demo") and not options.data.demo:
         job.log(f"warning: {path} was trained on demo data")
     job.split_seen = DATA[options.task.data].split_seen(options.data, config) if config else ""
@@ -88,14 +121,10 @@ def load_heads(objective: Objective, content: Mapping[str, Any], job: Job) -> No
     config = content.get("config")
     same = isinstance(config, dict) and config.get("adaptation") == objective.name
     found = content.get("heads") if same else None
-    if isinstance(found, dict) and _shapes(found) == _shapes(objective.heads.state_dict()):
+    if found is not None and checkpoint.fits(objective.heads, found):
         objective.heads.load_state_dict(found)
     else:
         job.log(f"not in the file, left as initialised: the discriminator of --adaptation {objective.name}")
-
-
-def _shapes(state: Any) -> dict[str, Any]:
-    return {name: getattr(value, "shape", None) for name, value in state.items()}
 
 
 def start_backbone(network: Any, options: Options, job: Job) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from common.errors import UserError
 from common.flags import Flag, boolean, shown
-from common.runs.annotations import flag_of, listed
+from common.runs.annotations import flag_of
 from common.runs.tool_help import described, show_help
 
 Tool = Callable[..., object]
@@ -152,9 +152,6 @@ def _value(name: str, flag: Flag, word: str) -> Any:
     if not word.strip():
         raise UserError(f"{name}: expected a value, not {shown(word)}")
     try:
-        value = flag.read(word)
+        return flag.take(word)
     except (argparse.ArgumentTypeError, ValueError) as error:
         raise UserError(f"{name}: {error}") from None
-    if flag.choices is not None and value not in flag.choices:
-        raise UserError(f"{name}: expected {listed(flag.choices)}, not {shown(word)}")
-    return value

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from common.runs.annotations import listed
+from common.flags import listed
 
 Tool = Callable[..., object]
 

@@ -28,7 +28,9 @@ def content_of(job: Job, epoch: int, best: int) -> dict[str, Any]:
     """A checkpoint after ``epoch`` epochs, the best of which had index ``best``."""
     config = {**job.options.flat(), "task": TASK.name}
     state = {"state_dict_t": {"w": torch.tensor(float(epoch))}, "optimizer_t": {}, "random": random_state()}
-    return {**state, "epoch": epoch, "config": config, "best": {"epoch": best, "judged": 50.0}}
+    means = {"test": {"loss": 1.0, "prec1": 50.0, "prec5": 90.0}}
+    state |= {"best": {"epoch": best, "judged": 50.0, **means}, "peaks": means, "pretrained": False}
+    return {**state, "epoch": epoch, "config": config}
 
 
 @pytest.mark.parametrize(("beside", "found"), [(2, True), (1, False), (None, False)])
@@ -42,8 +44,8 @@ def test_a_resume_from_elsewhere_brings_the_best_weights_or_chooses_the_best_ane
     checkpoint.save(content_of(job, 3, best=1), path)
     if beside is not None:
         checkpoint.save(content_of(job, beside, best=beside - 1), elsewhere / "model_best.pt")
+    content = job.restore(["test"])
     job.begin()
-    content = job.restore()
     job.close()
     assert content is not None
     assert (content["best"] is not None) == job.best.exists() == found
@@ -56,8 +58,8 @@ def test_the_resumed_checkpoint_itself_may_be_the_best(tmp_path: Path) -> None:
     path = tmp_path / "model_3.pt"
     job = job_in(tmp_path / "job", "--resume", str(path))
     checkpoint.save(content_of(job, 3, best=2), path)
+    assert job.restore(["test"]) is not None
     job.begin()
-    assert job.restore() is not None
     job.close()
     assert checkpoint.read(job.best)["state_dict_t"]["w"] == 3
 
@@ -69,7 +71,7 @@ def test_a_best_file_of_a_later_epoch_is_not_taken_for_that_of_the_checkpoint(tm
         checkpoint.save(content_of(job, epoch, best=0 if epoch == 2 else 4), job.checkpoints / name)
     job.close()
     again = job_in(tmp_path / "job", "--resume", str(job.checkpoints / "model_2.pt"))
-    content = again.restore()
+    content = again.restore(["test"])
     again.close()
     assert content is not None
     assert content["best"] is None

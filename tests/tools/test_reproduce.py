@@ -109,7 +109,7 @@ def test_a_flag_goes_to_the_runs_that_have_it() -> None:
         ({"task": "resnet20", "mu": 1}, "unknown flag --mu"),
         ({"num_epoch": 1}, r"unknown flag --num_epoch; did you mean --num_epochs\?"),
         ({"grad_approx": "ste"}, "--grad_approx: this program sets it for every run"),
-        ({"lr": "fast"}, "--lr: expected a number above 0, not 'fast'"),
+        ({"lr": "fast"}, "--lr: expected a number above 0 and up to 1e.30, not 'fast'"),
         ({"demo": True, "fetched": True}, "--fetched: the published files are of the real data"),
         (
             {"task": "resnet20", "fetched": True},

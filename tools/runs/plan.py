@@ -78,4 +78,4 @@ def slurm_parameters(text: str) -> dict[str, Any]:
 
 
 Slurm = Annotated[dict[str, Any], slurm_parameters]
-Workers = Annotated[int, number(int, 1, 1000, "a whole number from 1 to 1000")]
+Workers = Annotated[int, number(int, 1, 1000)]

@@ -12,7 +12,7 @@ from common.data.folder_batches import FolderBatches
 from common.data.sharding import Share
 from common.data.tensors import TensorBatches
 from common.errors import UserError
-from common.flags import flag, natural, switch, word
+from common.flags import flag, number, path, switch
 
 DOMAINS = ("source", "target")
 SELECT = ("target", "source", "last", "entropy", "im", "snd")  # what chooses the best epoch of two domains
@@ -23,12 +23,12 @@ Batches = TensorBatches | FolderBatches
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What all kinds of data have."""
+    """What all kinds of data have; each also says the ``side`` of its images."""
 
-    data_dir: str | None = flag(None, word, "folder of the data (default: ./data, then the repository's data/)")
+    data_dir: str | None = flag(None, path, "folder of the data (default: ./data, then the repository's data/)")
     download: bool = switch(True, "fetch a missing data set")
     demo: bool = switch(False, "train on small demo data in the real formats")
-    num_workers: int = flag(2, natural, "processes that load images (data held in memory need none)")
+    num_workers: int = flag(2, number(int, 0, 256), "processes that load images (data held in memory need none)")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ class Cifar10Options(DataOptions):
     shift: bool = switch(False, "also evaluate on corrupted test images")
     shift_images: int = flag(0, natural, "how many test images --shift corrupts; 0: all")
 
+    @property
+    def side(self) -> int:
+        return cifar10.SIDE
+
 
 def load(options: Cifar10Options, batching: Batching) -> RunData:
     """Training and test set and, for --select val, "val", which is then held out of the training set."""

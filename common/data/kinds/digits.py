@@ -13,18 +13,22 @@ from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.tensors import ImageSet, TensorBatches
 from common.errors import UserError
-from common.flags import flag, number, switch, word
+from common.flags import flag, name_below, number, path, switch
 
 
 @dataclass(frozen=True)
 class DigitsOptions(DataOptions):
-    src_data: str | None = flag(None, word, "source domain")
-    tgt_data: str | None = flag(None, word, "target domain")
+    src_data: str | None = flag(None, name_below, "source domain")
+    tgt_data: str | None = flag(None, name_below, "target domain")
     src_split: bool = switch(True, "train on the source's training split")
     tgt_split: bool = switch(True, "train on the target's training split")
-    tgt_data_dir: str | None = flag(None, word, "folder of MNIST-M")
-    img_size: int = flag(28, number(int, 1, 1024, "a whole number from 1 to 1024"), "side of the images")
+    tgt_data_dir: str | None = flag(None, path, "folder of MNIST-M")
+    img_size: int = flag(28, number(int, 16, 1024, "a side"), "side of the images")
     select: str = flag("target", help="what chooses model_best.pt", choices=SELECT)
+
+    @property
+    def side(self) -> int:
+        return self.img_size
 
     @property
     def pair(self) -> tuple[str, str]:

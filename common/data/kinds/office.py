@@ -10,20 +10,24 @@ from common.data.kinds.base import DOMAINS, SELECT, Batching, DataKind, DataOpti
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.splits import Partition
-from common.flags import flag, number, seed_number, switch, word
+from common.flags import flag, name_below, number, seed_number, switch
 
 
 @dataclass(frozen=True)
 class OfficeOptions(DataOptions):
-    src_data: str | None = flag(None, word, "source domain")
-    tgt_data: str | None = flag(None, word, "target domain")
+    src_data: str | None = flag(None, name_below, "source domain")
+    tgt_data: str | None = flag(None, name_below, "target domain")
     src_split: bool = switch(True, "accepted, without use: --train_split divides both domains")
     tgt_split: bool = switch(True, "accepted, without use: --train_split divides both domains")
     train_split: bool = switch(True, "80/20 split; False: the whole domain for training and test")
     split_seed: int = flag(1, seed_number, "of that split, the same for all seeds of a comparison")
-    img_size: int = flag(224, number(int, 1, 4096, "a whole number from 1 to 4096"), "side of the images")
+    img_size: int = flag(224, number(int, 32, 4096, "a side"), "side of the images")
     allow_partial: bool = switch(False, "accept Office-31 with other counts than the known ones")
     select: str = flag("target", help="what chooses model_best.pt", choices=SELECT)
+
+    @property
+    def side(self) -> int:
+        return self.img_size
 
     @property
     def pair(self) -> tuple[str, str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from common.deploy.description import Description
-from common.errors import UserError
 
 Logits = Callable[[Tensor], Tensor]  # (B, 3, H, W) float32, normalised, to (B, num_classes) on the CPU
 
@@ -31,14 +30,3 @@ class Format:
     read: Callable[[Path], tuple[nn.Module | Logits, Description]] | None = None
     why_not: str = ""
     engine: str = ""
-
-
-def present(path: Path, what: str) -> Path:
-    """``path``, which is a file.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}; expected {what}")
-    return path

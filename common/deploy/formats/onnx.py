@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from common.deploy.description import Description
 from common.deploy.extras import need
-from common.deploy.formats.base import Format, Logits, present
-from common.deploy.onnx.export import export_onnx, open_session
+from common.deploy.formats.base import Format, Logits
+from common.deploy.onnx.export import export_onnx, open_session, read_onnx
 from common.errors import UserError
+from common.flags import shown
+from common.reading import reason
 
 
 def write(network: nn.Module, description: Description, path: Path) -> None:
@@ -19,15 +21,16 @@ def write(network: nn.Module, description: Description, path: Path) -> None:
 def read(path: Path) -> tuple[Logits, Description]:
     """Its first output are class logits; its metadata have the description under "network"."""
     need("onnxruntime")
-    present(path, "an ONNX file")
+    content = read_onnx(path)
     try:
-        session = open_session(str(path))
+        session = open_session(content)
         description = Description.from_json(session.get_modelmeta().custom_metadata_map["network"])
-    except KeyError:
-        raise UserError(f"{path}: an ONNX file without a description; expected one of tools/export.py") from None
+        (images,), (_, channels, *sides) = session.get_inputs(), session.get_inputs()[0].shape
+        if (channels, *sides) != description.image_shape:
+            raise ValueError(f"its images are {shown(sides)}, its description says {description.image_shape}")
     except Exception as error:  # onnxruntime's errors share no narrower base
-        raise UserError(f"{path}: not an ONNX file of this program ({error})") from None
-    name = session.get_inputs()[0].name
+        raise UserError(f"{path}: not an ONNX file of this program ({reason(error)})") from None
+    name = images.name
 
     def logits(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
