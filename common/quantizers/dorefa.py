@@ -66,6 +66,16 @@ class DoReFaWeight(WeightQuantizer):
         return weight.detach().abs().mean().reshape(1) if self.bits == 1 else super().scales(weight)
 
 
+class ScaledDoReFaWeight(DoReFaWeight):
+    """For a layer behind which no BatchNorm restores the scale: times max |tanh w|, a constant to the gradient."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        return super().forward(w) if self.bits == 1 else super().forward(w) * self.scales(w)
+
+    def scales(self, weight: Tensor) -> Tensor:
+        return super().scales(weight) if self.bits == 1 else weight.detach().tanh().abs().amax().reshape(1)
+
+
 class DoReFaAct(QuantAct):
     """q_k(clip(x, 0, 1)) (equation 11); gradient 1 on [0, 1], 0 outside."""
 
@@ -80,6 +90,10 @@ def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:
     return DoReFaWeight(bits)
 
 
+def _scaled_weight(bits: int, scheme: Scheme) -> WeightQuantizer:
+    return ScaledDoReFaWeight(bits)
+
+
 def activation(bits: int, scheme: Scheme) -> QuantAct:
     return DoReFaAct(bits)
 
@@ -91,4 +105,5 @@ METHOD = Method(
     act_bits=range(1, 9),
     weight=_weight,
     activation=activation,
+    scaled_weight=_scaled_weight,
 )

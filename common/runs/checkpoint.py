@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.flags import shown
-from common.quantizers.layers import QuantConv2d, Quantizer, WeightQuantizer
+from common.quantizers.layers import Quantizer, initialise_weights
 from common.reading import ordinary, reason
 from common.writing import write_whole
 
@@ -191,11 +191,7 @@ def load_weights(model: nn.Module, path: Path, method: str | None = None) -> tup
             f"the network {needed[0]}); expected a file of this model"
         )
     model.load_state_dict(usable, strict=False)
-    for module in model.modules():
-        if isinstance(module, QuantConv2d):
-            quantizer = module.weight_quantizer
-            if isinstance(quantizer, WeightQuantizer) and not quantizer.initialised:
-                quantizer.initialise(module.weight.detach())
+    initialise_weights(model)
     return (
         LoadReport(
             tuple(usable),
