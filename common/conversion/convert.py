@@ -149,6 +149,8 @@ def _quantized(layer: Any, scheme: Scheme, activation: QuantAct | None, scaled: 
         shape = layer.in_channels, layer.out_channels, *kernel, layer.bias is not None, layer.padding_mode
     new = make(*shape, **quantizers)
     new.weight, new.bias = layer.weight, layer.bias
+    for name, part in layer.named_children():  # such as a padding that its class did itself
+        new.add_module(name, part)
     return new.to(layer.weight.device).train(layer.training)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from common.conversion.modes import Differs, follow_mode
+from common.conversion.own_forwards import as_layers, has_own_forward
 from common.errors import UserError
 
 
@@ -18,6 +19,8 @@ class _Tracer(fx.Tracer):
         self.leaves = (nn.Conv2d, nn.BatchNorm2d, *leaves)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        if has_own_forward(module) and not isinstance(module, self.given):
+            return False
         return isinstance(module, self.leaves) or super().is_leaf_module(module, qualified_name)
 
     def call_module(self, m: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -46,7 +49,11 @@ def trace(model: nn.Module, leaves: Sequence[type[nn.Module]] = ()) -> fx.GraphM
         for module, training in modes.items():
             module.training = training
     name = type(model).__name__
+    as_layers(evaluation, model)
+    plain = as_layers(train, model)
     network = fx.GraphModule(model, train, name)
+    for place, layer in plain.items():
+        network.set_submodule(place, layer)
     try:
         follow_mode(network, evaluation)
     except Differs:

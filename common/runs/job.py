@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.flags import BARE, MOST_NUMBER, shown
 from common.machine import distributed
 from common.machine.device import random_state, set_random_state
+from common.models.foreign import changed_since, digest_of
 from common.reading import reason
 from common.runs import checkpoint
 from common.runs.folder import PROGRAM, RunFolder
@@ -46,6 +47,7 @@ class Job:
         folder: job_dir. log: writes a line to logger.log and stderr.
         writers: tensorboardX writers by "train" and "test", made at first use.
         writes: whether this process does; the others log, record and save nothing.
+        classes: names of what the network tells apart, for its checkpoints.
         split_seen: why the file that the run started from may have been trained on its test images, or "".
 
     Raises:
@@ -59,6 +61,7 @@ class Job:
         self.folder = Path(options.run.job_dir)
         self.checkpoints = self.folder / "checkpoint"
         self.split_seen = ""
+        self.classes: tuple[str, ...] = ()
         self._writers: dict[str, Any] = {}
         self._handlers: list[logging.Handler] = []
         self._place: RunFolder | None = None
@@ -181,7 +184,9 @@ class Job:
         checkpoint.save(content, self.last)
 
     def _plain_config(self) -> dict[str, Any]:
-        return json.loads(json.dumps({**self.options.flat(), "task": self.task.name}))
+        of_network = {"num_classes": len(self.classes), "classes": self.classes}
+        of_network |= {"file_digest": digest} if (digest := digest_of(self.options.quantization.model)) else {}
+        return json.loads(json.dumps({**self.options.flat(), "task": self.task.name, **of_network}))
 
     def restore(self) -> dict[str, Any] | None:
         """The checkpoint to resume from, or None for a fresh start; the metrics of later epochs are dropped.
@@ -236,6 +241,8 @@ class Job:
         epoch, best = content["epoch"], content["best"]
         if not (type(epoch) is int and 0 < epoch <= MOST_NUMBER and isinstance(best, dict) and "epoch" in best):
             raise UserError(f"--resume {path}: its epoch is {shown(epoch)}, the best {shown(best)}; it is damaged")
+        if changed := changed_since(self.options.quantization.model, str(config.get("file_digest", ""))):
+            self.log(f"warning: --resume {path}: {changed}")
         now = self._plain_config()
         for key in (*SAME_RUN, *OBJECTIVES[self.options.objective_name].head_flags):
             if key in now and key in config and config[key] != now[key]:

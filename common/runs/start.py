@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from common.adaptation import Objective
+from common.adaptation import OBJECTIVES, Objective
 from common.config.naming import earlier_runs, find_source
 from common.config.options import Options
 from common.data.kinds import DATA
@@ -28,11 +28,6 @@ def check_network(options: Options) -> None:
             f"--model {options.quantization.model}: belongs to {entry.task}, whose images this program does not have; "
             f"expected a network such as {options.task.model}"
         )
-    if entry is None and options.task.cross:
-        raise UserError(
-            f"--model {options.quantization.model}: this program adapts the networks of its own table alone, such as "
-            f"{options.task.model}"
-        )
 
 
 def make_network(options: Options, num_classes: int | None = None) -> nn.Module:
@@ -40,6 +35,9 @@ def make_network(options: Options, num_classes: int | None = None) -> nn.Module:
     entry = known_network(options.quantization.model)
     flat = options.flat()
     arguments: dict[str, Any] = {name: flat[name] for name in (entry.arguments if entry is not None else ())}
+    if entry is None and options.task.cross:
+        bottleneck = OBJECTIVES[options.objective_name].bottleneck
+        arguments = {"adapts": True, "img_size": options.data.img_size, "bottleneck": bottleneck}
     arguments |= {"num_classes": num_classes, **values_of(options.own)}
     return build_model(options.quantization.model, **options.quantization.scheme, **arguments)  # type: ignore[arg-type]
 
@@ -103,6 +101,6 @@ def start_backbone(network: Any, options: Options, job: Job) -> bool:
     if options.backbone is None or (options.run.resume is not None and job.last.exists()):
         return False  # there is none, or the checkpoint brings everything
     wanted = options.backbone.backbone_weights or IMAGENET
-    for line in load_backbone(network.backbone(), wanted):
+    for line in load_backbone(network.backbone(), wanted, options.quantization.model):
         job.log(line)
     return wanted != NONE
