@@ -26,7 +26,7 @@ from common.errors import UserError
 from common.flags import shown
 from common.measure import effective_bits
 from common.models import build_model
-from common.models.from_torchvision import PREFIX
+from common.models.foreign import TORCHVISION, is_foreign
 from common.quantizers import METHODS
 from common.quantizers.layers import QuantConv2d, Quantizer
 from common.runs import checkpoint
@@ -38,15 +38,15 @@ MEASURED = 2  # batches for the sensitivity, which runs them four times for each
 NONE = Path("none")  # in place of a file of weights
 
 
-def torchvision_name(word: str) -> str:
-    if not word.startswith(PREFIX):
-        raise ArgumentTypeError(f"expected {PREFIX}NAME, not {shown(word)}; your own: quantize_model in Python")
+def foreign_name(word: str) -> str:
+    if not is_foreign(word):
+        raise ArgumentTypeError(f"expected {TORCHVISION}NAME, timm:NAME or FILE.py:FUNCTION, not {shown(word)}")
     return word
 
 
 def quantize(
     *,
-    model: Annotated[str, torchvision_name],
+    model: Annotated[str, foreign_name],
     images: Path,
     out: NewFile,
     weights: Path = NONE,
@@ -63,10 +63,10 @@ def quantize(
     """Convert a classifier, calibrate it on part of a folder of images and compare it with float on the rest.
 
     Args:
-        model: torchvision:NAME, such as torchvision:resnet18.
+        model: torchvision:NAME, such as torchvision:resnet18, timm:NAME, or FILE.py:FUNCTION that returns it.
         images: folder of class folders; 80 % of each class is for calibration, the rest for the report.
         out: file to write.
-        weights: file of float weights with torchvision's names, or none for random ones.
+        weights: file of float weights with the network's names, or none for those that it is built with.
         method: quantization method.
         bitW: bits of the weights; 32 is float.
         abitW: bits of the activations; 32 is float.
@@ -86,7 +86,7 @@ def quantize(
     floating = build_model(model, num_classes=classes)
     network = build_model(model, method, bitW, abitW, num_classes=classes)
     if weights == NONE:
-        print("--weights none: random weights")
+        print("--weights none: the weights that the network is built with")
         network.load_state_dict(floating.state_dict(), strict=False)
     else:
         for line in checkpoint.load_weights(floating, weights)[0].lines(weights):

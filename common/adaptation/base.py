@@ -43,6 +43,7 @@ class Objective(ABC):
         name: in ``OBJECTIVES`` and of ``--adaptation``.
         Options: its flags, a frozen dataclass (common.flags).
         adapts: whether it uses target images. discriminates: whether with the network's own discriminator.
+        bottleneck: whether a foreign backbone gets a bottleneck for it, of whose features it compares the domains.
         epoch_length: default of --epoch_length, "min" or "max" of the domains' loaders.
         heads: what it trains beside the network: saved, restored and optimised with it. None: nothing.
         head_flags: the flags of ``Options`` that the shapes of its heads follow, which a resumed run must share.
@@ -58,6 +59,7 @@ class Objective(ABC):
     adapts: ClassVar[bool] = True
     discriminates: ClassVar[bool] = False
     epoch_length: ClassVar[str] = "min"
+    bottleneck: ClassVar[bool] = False
     heads: nn.Module | None = None
     head_flags: ClassVar[tuple[str, ...]] = ()
 

@@ -21,6 +21,7 @@ class DSAN(Objective):
     name = "dsan"
     Options = DSANOptions
     epoch_length = "max"
+    bottleneck = True
 
     def losses(self, source: Pass, labels: Tensor, target: Pass | None, progress: float) -> Losses:
         if target is None:

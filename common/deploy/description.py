@@ -4,11 +4,12 @@ import argparse
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from common.adaptation import OBJECTIVES
 from common.config.groups import Quantization, Run
 from common.config.options import read_recorded
 from common.data import digits, office31
@@ -17,13 +18,15 @@ from common.data.kinds import DATA
 from common.errors import UserError
 from common.flags import Flag, flag, flags_of, number, shown, switch, word
 from common.models import NETWORKS, build_model, known_network
-from common.models.table import of_photographs
+from common.models.foreign import is_of_file
+from common.models.table import PREPROCESSING, of_photographs
 from common.quantizers import METHODS
 from common.reading import reason
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MOST_CLASSES, MOST_SIDE = 1_000_000, 8192
-NO_TASK = "none"  # of torchvision's networks, which tell apart the class folders of a user
+NO_TASK = "none"  # of a network that tells apart the class folders of a user
+TASK_DATA = {entry.task: entry.data for entry in NETWORKS.values()}
 SCHEME = {"method": "ours", "bitW": 32, "abitW": 32, "act_range": 2.0, "levels": "exact", "stage": "plain"}
 DATA_FLAGS = (
     "demo",
@@ -60,14 +63,13 @@ class Description:
     data: dict[str, Any]
 
     def build(self) -> nn.Module:
-        """The network, in evaluation mode, with weights yet to be filled in."""
+        """The network, in evaluation mode, with weights yet to be filled in. It runs FILE.py of a FILE.py:FUNCTION."""
         return build_model(self.model, **self.scheme, **self.arguments).eval().requires_grad_(False)
 
     @property
     def data_kind(self) -> str:
         """Of its task (common.data.kinds); "" without a task."""
-        entry = known_network(self.model)
-        return "" if entry is None else entry.data
+        return TASK_DATA.get(self.task, "")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,6 +80,19 @@ class Description:
     @property
     def demo(self) -> bool:
         return bool(self.data.get("demo"))
+
+    def named(self, typed: str | None) -> "Description":
+        """With the network's name as the user typed it; without that, code of a file that a file names is never run.
+
+        Raises:
+            UserError: the network is one of a file, and nothing was typed.
+        """
+        if typed is None and is_of_file(self.model):
+            raise UserError(
+                f"its network is {shown(self.model)}, code that is not run because a file says so; type it: --network "
+                "FILE.py:FUNCTION"
+            )
+        return self if typed is None else replace(self, model=typed)
 
     def line(self) -> str:
         """For a report: network, method, widths, and whether it was trained on demo data."""
@@ -97,8 +112,8 @@ class Description:
         try:
             content = cls(**json.loads(text))
             entry = known_network(str(content.model))
-            tasks = {NO_TASK} if entry is None else {one.task for one in NETWORKS.values() if one.data == entry.data}
-            if content.task not in tasks:
+            fits = [task for task, data in TASK_DATA.items() if entry is None or data == entry.data]
+            if content.task not in fits + ([NO_TASK] if entry is None else []):
                 raise ValueError(f"network {content.model} with task {shown(content.task)}")
             classes = tuple(word(name) for name in content.classes)
             return cls(
@@ -121,6 +136,8 @@ class _Arguments:
     num_classes: int = flag(10, number(int, 1, MOST_CLASSES))
     img_size: int = flag(224, side)
     quant_shortcut: bool = switch(False, "")
+    adapts: bool = switch(False, "")
+    bottleneck: bool = switch(False, "")
 
 
 def scheme_flags(method: str) -> dict[str, Flag]:
@@ -160,7 +177,10 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
     arguments: dict[str, Any] = {"num_classes": num_classes}
     known: tuple[str, ...] = ()
     if entry is None:
-        task, preprocessing = NO_TASK, of_photographs(int(config.get("img_size") or 224))
+        task, size = str(config.get("task") or NO_TASK), int(config.get("img_size") or 224)
+        preprocessing = PREPROCESSING.get(TASK_DATA.get(task, ""), of_photographs)(size)
+        if (objective := config.get("adaptation")) in OBJECTIVES:
+            arguments |= {"adapts": True, "img_size": size, "bottleneck": OBJECTIVES[objective].bottleneck}
     else:
         task, size = str(config.get("task") or entry.task), int(config.get("img_size") or entry.img_size)
         preprocessing = entry.preprocessing(size)

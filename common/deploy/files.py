@@ -59,7 +59,7 @@ def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False
             f"{path}: --fast compiles a checkpoint or a packed file; {found.engine} runs an {found.name} file"
         )
     else:
-        form, (computes, description) = found.name, found.read(path)
+        form, (computes, description) = found.name, found.read(path, typed.get("model"))
     if fast and isinstance(computes, nn.Module):
         return Classifier(path, f"{form}, fast", FastLogits(computes), description, notes)
     logits = _logits(computes, device) if isinstance(computes, nn.Module) else computes

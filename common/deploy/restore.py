@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from common.config.groups import Backbone, Quantization
+from common.config.groups import Adaptation, Backbone, Quantization
 from common.deploy.description import Description, data_flags, describe
 from common.errors import UserError
 from common.flags import Flag, flags_of
 from common.models import known_network
+from common.models.foreign import changed_since
 from common.quantizers import METHODS
 from common.runs import checkpoint
 
@@ -42,7 +43,7 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
     try:
         entry = known_network(config["model"])
         if entry is None:
-            description = _of_no_task(config, path)
+            description = _of_others(config, path).named(given.get("model"))
         else:
             weights = checkpoint.weights_of(content, path)
             bias = f"{entry.class_layer}.bias"
@@ -60,13 +61,17 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
         for name in ("method", "bitW", "abitW")
         if name in recorded and recorded[name] != description.scheme[name]
     ]
+    if changed := changed_since(description.model, str(recorded.get("file_digest", ""))):
+        notes.append(f"note: {changed}")
     return network.eval(), description, notes
 
 
 def _flags() -> dict[str, Flag]:
     """What a recorded configuration says of network and data, by name."""
     own = [method.options for method in METHODS.values()]
-    found = {name: flag for options in (Quantization, Backbone, *own) for name, flag in flags_of(options).items()}
+    found = {
+        name: flag for options in (Quantization, Backbone, Adaptation, *own) for name, flag in flags_of(options).items()
+    }
     return data_flags() | found
 
 
@@ -77,16 +82,18 @@ def _read(recorded: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """
     known = _flags()
     found = {name: known[name].value(value, where) for name, value in recorded.items() if name in known}
-    return found | {name: recorded[name] for name in ("task", "num_classes", "classes") if name in recorded}
+    return found | {
+        name: recorded[name] for name in ("task", "num_classes", "classes", "file_digest") if name in recorded
+    }
 
 
-def _of_no_task(config: Mapping[str, Any], path: Path) -> Description:
-    """The description of a torchvision network, whose file says itself what its classes are."""
+def _of_others(config: Mapping[str, Any], path: Path) -> Description:
+    """The description of a network of others, whose file says itself what its classes are."""
     try:
         return describe(config, int(config["num_classes"]), tuple(map(str, config.get("classes", ()))))
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{path} does not say the classes and the image size of its network; expected one of tools/quantize.py"
+            f"{path} does not say the classes of its network; expected one of a program or of tools/quantize.py"
         ) from None
 
 

@@ -12,8 +12,10 @@ from common.config.tasks import Task
 from common.data.kinds import DATA, DOMAINS, Batching
 from common.engine.result import test_only
 from common.engine.trainer import Trainer
+from common.errors import UserError
 from common.machine import acceleration, distributed
 from common.machine.device import choose_device, seed_everything
+from common.models.foreign import is_foreign
 from common.runs.cli import run_cleanly
 from common.runs.job import Job
 from common.runs.start import check_last_batch, check_network, load_heads, load_source, make_network, start_backbone
@@ -50,6 +52,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         check_last_batch(options, data.train["source"])
         print("=> Building model...", flush=True)
         seed_everything(options.run.seed)
+        job.classes = data.classes
         network = make_network(options, len(data.classes))
         content = load_source(network, options, job)
         pretrained = content is not None or start_backbone(network, options, job)
@@ -83,5 +86,13 @@ def _crp(network: Any, options: Options, job: Job) -> CRP:
     batch_size = options.training.train_batch_size // distributed.size()
     if note := strength_note(batch_size, options.crp.crp_weight):
         job.log(note)
+    sites = network.crp_sites()
+    if not sites:
+        raise UserError(
+            f"--model {options.quantization.model}: no activation of it is aligned, so there are no relations to "
+            "preserve; add --crp_weight 0, or run it in the cdf_alignment folder"
+        )
+    if is_foreign(options.quantization.model):
+        job.log(f"relations are preserved at {', '.join(sites)}")
     domains = DOMAINS if OBJECTIVES[options.objective_name].adapts else DOMAINS[:1]
-    return make_crp(options.crp, network.crp_sites(), batch_size, domains)
+    return make_crp(options.crp, sites, batch_size, domains)

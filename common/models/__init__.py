@@ -4,23 +4,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.conversion.convert import convert
 from common.errors import UserError
 from common.flags import flags_of, shown
-from common.models.from_torchvision import PREFIX, from_torchvision
+from common.models.adapted import AdaptedNetwork
+from common.models.foreign import FILE, TIMM, TORCHVISION, float_network, is_foreign
 from common.models.table import NETWORKS, Network, Preprocessing
-from common.quantizers import METHODS, make_scheme
+from common.quantizers import METHODS, Scheme, make_scheme
 
 
 def known_network(name: str) -> Network | None:
-    """The entry of a network in the table; None: one of torchvision's, which is looked up when it is built.
+    """The entry of a network in the table; None: one of others (common.models.foreign), looked up when it is built.
 
     Raises:
         UserError: neither.
     """
-    if name.startswith(PREFIX):
+    if is_foreign(name):
         return None
     if name not in NETWORKS:
-        raise UserError(f"model {shown(name)}: expected one of {', '.join(NETWORKS)}, or {PREFIX}NAME")
+        raise UserError(
+            f"model {shown(name)}: expected one of {', '.join(NETWORKS)}, {TORCHVISION}NAME, {TIMM}NAME "
+            f"or FILE{FILE}FUNCTION"
+        )
     return NETWORKS[name]
 
 
@@ -38,13 +43,14 @@ def build_model(
     num_classes: int | None = None,
     **further: Any,
 ) -> nn.Module:
-    """A network by the README's name, or ``torchvision:NAME``, quantized by ``method`` at bitW and abitW bits.
+    """A network by the README's name or one of others (common.models.foreign), quantized by ``method``.
 
     Args:
         bitW, abitW: of weights and activations; 32 is float.
-        num_classes: 10, 31 or (torchvision's) 1000 by name if not given.
-        further: the network's own, such as ``img_size`` (VGG-2) or ``quant_shortcut`` (ResNet-50), and options that
-            the method has of its own.
+        num_classes: 10, 31 or (of others) 1000 by name if not given.
+        further: the network's own, such as ``img_size`` (VGG-2) or ``quant_shortcut`` (ResNet-50); of others:
+            ``adapts`` puts a head for domain adaptation on it, which takes ``img_size`` and ``bottleneck``. And options
+            that the method has of its own.
     Raises:
         UserError: an unknown name, method or option, or a bit-width that the method does not define.
 
@@ -67,8 +73,17 @@ def build_model(
     )
     arguments = {key: value for key, value in further.items() if key not in own}
     if entry is None:
-        return from_torchvision(name, scheme, num_classes or 1000, **arguments)
+        return _foreign(name, scheme, num_classes or 1000, **arguments)
     return entry.make(scheme=scheme, num_classes=num_classes or entry.num_classes, **arguments)
+
+
+def _foreign(
+    name: str, scheme: Scheme, num_classes: int, adapts: bool = False, img_size: int = 224, bottleneck: bool = False
+) -> nn.Module:
+    network = float_network(name, num_classes)
+    if adapts:
+        return AdaptedNetwork(network, scheme, num_classes, img_size, bottleneck)
+    return convert(network, scheme, inplace=True)
 
 
 def class_logits(network: Any, images: Tensor) -> Tensor:

@@ -43,6 +43,13 @@ def of_photographs(size: int) -> Preprocessing:
     return Preprocessing(round(size * RESIZED), size, IMAGENET_MEAN, IMAGENET_STD)
 
 
+PREPROCESSING: dict[str, Callable[[int], Preprocessing]] = {  # by kind of data (common.data.kinds)
+    "cifar10": of_cifar10,
+    "digits": of_digits,
+    "office": of_photographs,
+}
+
+
 @dataclass(frozen=True)
 class Network:
     """A network that programs and files know by name.

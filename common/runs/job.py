@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.flags import BARE
 from common.machine import distributed
 from common.machine.device import random_state, set_random_state
+from common.models.foreign import changed_since, digest_of
 from common.reading import ordinary, read_rows, reason
 from common.runs import checkpoint
 from common.runs.folder import PROGRAM, RunFolder
@@ -47,6 +48,7 @@ class Job:
         folder: job_dir. log: writes a line to logger.log and stderr.
         writers: tensorboardX writers by "train" and "test", made at first use.
         writes: whether this process does; the others log, record and save nothing.
+        classes: names of what the network tells apart, for its checkpoints.
         split_seen: why the file that the run started from may have been trained on its test images, or "".
 
     Raises:
@@ -60,6 +62,7 @@ class Job:
         self.folder = Path(options.run.job_dir)
         self.checkpoints = self.folder / "checkpoint"
         self.split_seen = ""
+        self.classes: tuple[str, ...] = ()
         self._writers: dict[str, Any] = {}
         self._handlers: list[logging.Handler] = []
         self._bring: Callable[[], None] = lambda: None  # what a resumed run takes over, once it begins
@@ -193,7 +196,9 @@ class Job:
         checkpoint.save(content, self.last)
 
     def _plain_config(self) -> dict[str, Any]:
-        return json.loads(json.dumps({**self.options.flat(), "task": self.task.name}))
+        of_network = {"num_classes": len(self.classes), "classes": self.classes}
+        of_network |= {"file_digest": digest} if (digest := digest_of(self.options.quantization.model)) else {}
+        return json.loads(json.dumps({**self.options.flat(), "task": self.task.name, **of_network}))
 
     def restore(self, tested: Collection[str]) -> dict[str, Any] | None:
         """The checkpoint to resume from, or None for a fresh start; the metrics of later epochs are dropped.
@@ -232,6 +237,8 @@ class Job:
         if best is None:
             content["best"] = None
             self.log(f"--resume {path}: its best epoch's weights are not beside it; the best is chosen from here on")
+        if changed := changed_since(self.options.quantization.model, str(content["config"].get("file_digest", ""))):
+            self.log(f"warning: {changed}")
         self.log(f"resuming from {path} at epoch {content['epoch']}")
         return content
 

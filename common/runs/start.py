@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.adaptation import Objective
+from common.adaptation import OBJECTIVES, Objective
 from common.config.groups import Run
 from common.config.naming import earlier_runs, find_source
 from common.config.options import Options
@@ -32,11 +32,6 @@ def check_network(options: Options) -> None:
         raise UserError(
             f"--model {options.quantization.model}: belongs to {entry.task}, whose images this program does not have; "
             f"expected a network such as {options.task.model}"
-        )
-    if entry is None and options.task.cross:
-        raise UserError(
-            f"--model {options.quantization.model}: this program adapts the networks of its own table alone, such as "
-            f"{options.task.model}"
         )
     batch = options.training.train_batch_size // distributed.size()
     if entry is None or batch == 1:
@@ -74,6 +69,9 @@ def make_network(options: Options, num_classes: int | None = None) -> nn.Module:
 def _arguments(options: Options) -> dict[str, Any]:
     """Those of the network's own, such as the side of its images."""
     entry, flat = known_network(options.quantization.model), options.flat()
+    if entry is None and options.task.cross:
+        bottleneck = OBJECTIVES[options.objective_name].bottleneck
+        return {"adapts": True, "img_size": options.data.side, "bottleneck": bottleneck}
     return {name: flat[name] for name in (entry.arguments if entry is not None else ())}
 
 
@@ -132,6 +130,6 @@ def start_backbone(network: Any, options: Options, job: Job) -> bool:
     if options.backbone is None or (options.run.resume is not None and job.last.exists()):
         return False  # there is none, or the checkpoint brings everything
     wanted = options.backbone.backbone_weights or IMAGENET
-    for line in load_backbone(network.backbone(), wanted):
+    for line in load_backbone(network.backbone(), wanted, options.quantization.model):
         job.log(line)
     return wanted != NONE

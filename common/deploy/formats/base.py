@@ -18,8 +18,9 @@ class Format:
     Attributes:
         name: in ``FORMATS`` and of ``--format``. suffix: of its files. about: a line for --help.
         write: (network in evaluation mode, description, path) to a file that is there whole or not at all.
-        read: a path to a network, or to logits where an engine of its own computes them, and the description; raises
-            UserError for what is no such file. None: files of this format are written and never opened here.
+        read: a path, and the network's name if the user typed it, to a network, or to logits where an engine of its
+            own computes them, and the description; raises UserError for what is no such file. None: files of this
+            format are written and never opened here.
         why_not: why they are not opened. engine: what computes them, where it is not torch.
     """
 
@@ -27,6 +28,6 @@ class Format:
     suffix: str
     about: str
     write: Callable[[nn.Module, Description, Path], None]
-    read: Callable[[Path], tuple[nn.Module | Logits, Description]] | None = None
+    read: Callable[[Path, str | None], tuple[nn.Module | Logits, Description]] | None = None
     why_not: str = ""
     engine: str = ""

@@ -18,7 +18,7 @@ def write(network: nn.Module, description: Description, path: Path) -> None:
     export_onnx(network, path, description.image_shape, {"network": description.to_json()})
 
 
-def read(path: Path) -> tuple[Logits, Description]:
+def read(path: Path, network: str | None = None) -> tuple[Logits, Description]:
     """Its first output are class logits; its metadata have the description under "network"."""
     need("onnxruntime")
     content = read_onnx(path)

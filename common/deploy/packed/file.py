@@ -36,24 +36,26 @@ def save(network: nn.Module, description: Description, path: Path) -> None:
     _write(network, FORMAT, description.to_json(), path)
 
 
-def load(path: Path) -> tuple[nn.Module, Description]:
+def load(path: Path, network: str | None = None) -> tuple[nn.Module, Description]:
     """The network of a packed file, in evaluation mode; its weights are decoded once, here.
 
     Its logits are those of the fake-quantized network, bit for bit.
 
+    Args:
+        network: its name as the user typed it; a FILE.py:FUNCTION that the file names is not run without that.
     Raises:
         UserError: the file is not there, damaged, foreign or newer than this program, or safetensors is not installed.
     """
     text, tensors = _open(path, FORMAT)
     try:
-        description = Description.from_json(text)
+        description = Description.from_json(text).named(network)
         with torch.device("meta"):  # shapes alone: nothing is allocated before they fit
             check(description.build(), tensors)
-        network = description.build()
-        fill(network, tensors)
+        built = description.build()
+        fill(built, tensors)
     except (ValueError, TypeError, KeyError, RuntimeError, UserError) as error:
         raise UserError(f"{path}: no network of this program ({error}); export it again") from None
-    return network, description
+    return built, description
 
 
 def save_state(network: nn.Module, path: Path | str) -> None:

@@ -1,0 +1,41 @@
+"""Where relations are preserved (CRP) in a converted network."""
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from common.conversion.nodes import SUMS, module_of
+from common.quantizers.alignq import AlignAct
+
+
+def crp_sites(network: fx.GraphModule, image_shape: tuple[int, int, int, int]) -> dict[str, nn.Module]:
+    """The alignment quantizers that end a residual branch, by name; without any, the last one of each resolution.
+
+    Args:
+        image_shape: (B, C, H, W) of images that the network takes, for the dry run that finds the resolutions.
+    """
+    nodes = [node for node in network.graph.nodes if isinstance(module_of(node), AlignAct)]
+    found = [node for node in nodes if _is_added(node)]
+    if not found:
+        found = list(_last_at_each_resolution(network, nodes, image_shape).values())
+    return {str(node.target): network.get_submodule(str(node.target)) for node in found}
+
+
+def _is_added(node: fx.Node) -> bool:
+    """Whether a sum is what reads it, itself or behind what keeps or drops whole values."""
+    return any(user.target in SUMS or (_passes(user) and _is_added(user)) for user in node.users)
+
+
+def _passes(node: fx.Node) -> bool:
+    return isinstance(module_of(node), nn.Identity | nn.Dropout | nn.Dropout2d)
+
+
+def _last_at_each_resolution(
+    network: fx.GraphModule, nodes: list[fx.Node], image_shape: tuple[int, int, int, int]
+) -> dict[tuple[int, ...], fx.Node]:
+    training = network.training
+    device = next(iter(network.parameters()), torch.empty(0)).device
+    with torch.no_grad():
+        ShapeProp(network.eval()).propagate(torch.zeros(image_shape, device=device))
+    network.train(training)
+    return {tuple(node.meta["tensor_meta"].shape[2:]): node for node in nodes}
