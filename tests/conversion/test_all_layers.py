@@ -15,12 +15,15 @@ from common.conversion.calibrate import calibrate
 from common.conversion.sensitivity import sensitivity
 from common.deploy import packed
 from common.deploy.integer.network import integer_network
+from common.deploy.onnx.export import onnx_model, open_session
+from common.deploy.program import exported_program
 from common.errors import UserError
 from common.measure.coverage import coverage
 from common.measure.effective_bits import measure
 from common.quantizers import METHODS
 from common.quantizers.layers import QuantAct, QuantConv2d, QuantLayer, QuantLinear
 from common.quantizers.standardised import StandardisedAct
+from common.runs.checkpoint import load_weights
 
 ALL = {"linear": True, "all_convs": True}
 
@@ -267,11 +270,29 @@ def test_a_class_of_the_users_is_quantized_if_it_multiplies_by_its_weight_as_it_
     assert set(network.state_dict()) == set(nn.Sequential(*layers).state_dict())
 
 
-def test_forms_that_do_not_know_linear_layers_of_few_bits_say_so() -> None:
-    network = calibrate(converted(Own()), [batch()[0]]).eval()
-    with pytest.raises(UserError) as refusal:
-        integer_network(network)
-    assert "\n" not in str(refusal.value)
+class Plain(nn.Sequential):
+    def __init__(self) -> None:
+        conv = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*conv, nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_float_forms_know_these_layers_and_the_integer_form_is_right_or_refuses(method: str) -> None:
+    torch.manual_seed(0)
+    network, x = calibrate(converted(Plain(), method, bits_of(method)), [batch()[0]]).eval(), batch(1)[0]
+    expected = network(x)
+    assert torch.equal(exported_program(network, (3, 16, 16)).module()(x), expected)
+    session = open_session(onnx_model(network, (3, 16, 16), {}).SerializeToString(), 1)
+    torch.testing.assert_close(
+        torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), expected, rtol=1e-4, atol=1e-5
+    )
+    if method in ("ours", "uniform"):  # mean + std * level is no multiple of a unit
+        with pytest.raises(UserError, match="integers times a unit, unlike those of Standard") as refusal:
+            integer_network(network)
+        assert "\n" not in str(refusal.value)
+    else:
+        torch.testing.assert_close(integer_network(network)(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_conversion_draws_no_random_numbers() -> None:
@@ -279,3 +300,13 @@ def test_conversion_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
     converted(model)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_float_file_of_torchs_attention_loads_into_the_converted_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Tokens()
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "float.pt")
+    network = converted(Tokens())
+    report, _ = load_weights(network, tmp_path / "float.pt")
+    assert report.missing == report.left_out == ()
+    assert torch.equal(network.get_submodule("attention.in_proj").weight, model.attention.in_proj_weight)
