@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from common.errors import UserError
-from common.quantizers.layers import QuantAct, QuantConv2d
+from common.quantizers.layers import QuantAct, QuantConv2d, QuantLinear
 
 _MODULES: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.Conv2d, QuantConv2d), "convolution"),
@@ -27,6 +27,7 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.AdaptiveAvgPool2d: "adaptive_average_pool",
     nn.Flatten: "flatten",
     nn.Linear: "linear",
+    QuantLinear: "quantized_linear",
 }
 _IN_PLACE = (F.relu_, torch.relu_, "relu_", operator.iadd, "add_")
 _CALLS: dict[Any, str] = {
@@ -78,6 +79,11 @@ class Operation:
     layer: Any
     inputs: tuple[Any, ...]
     options: Mapping[str, Any]
+
+    @property
+    def what(self) -> str:
+        """Its layer or function, on one line."""
+        return " ".join(str(self.layer or self.node.target).split())
 
     def refuse(self, reason: str) -> UserError:
         return UserError(f"{self.name}: {reason}")

@@ -205,6 +205,7 @@ def load_weights(model: nn.Module, path: Path, method: str | None = None) -> tup
     if found.get("feature.4.weight", torch.empty(0)).ndim == 4:  # the older float layout of the VGG-2
         found = {_remap_vgg2(key): value for key, value in found.items()}
     own = model.state_dict()
+    found = {_remap_attention(key, own): value for key, value in found.items()}
     recorded = config_of(content, {"method": METHOD}, str(path)).get("method")
     same_method = method is not None and method == recorded
     learned = set() if same_method else _learned_state(model)
@@ -231,6 +232,12 @@ def load_weights(model: nn.Module, path: Path, method: str | None = None) -> tup
         ),
         content,
     )
+
+
+def _remap_attention(key: str, own: Mapping[str, Tensor]) -> str:
+    """The name that a float network's attention has once its projections are layers (conversion.attention)."""
+    head, found, what = key.rpartition("in_proj_")
+    return f"{head}in_proj.{what}" if found and f"{head}in_proj.{what}" in own else key
 
 
 def _remap_vgg2(key: str) -> str:

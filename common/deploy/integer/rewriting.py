@@ -61,7 +61,7 @@ class GraphRewriter:
             if rule is not None and (any(inputs) or operation.kind == "convolution"):
                 rule(operation)
             elif any(inputs):
-                raise operation.refuse(f"{FORM} does not know {operation.layer or operation.node.target}")
+                raise operation.refuse(f"{FORM} does not know {operation.what}")
             else:
                 self.copy(operation)
         return fx.GraphModule(self.layers, self.graph, "IntegerNetwork").eval()

@@ -9,7 +9,7 @@ from torch import fx
 from common.deploy.onnx.nodes import Nodes
 from common.deploy.onnx.quantizers import write_activation, write_weight
 from common.deploy.operations import Operation, operations
-from common.quantizers.layers import QuantAct, QuantConv2d
+from common.quantizers.layers import QuantAct, QuantLayer
 
 FORM = "the ONNX export"
 
@@ -41,7 +41,7 @@ class GraphWriter(Nodes):
             "mean": self.mean,
             "flatten": self.flatten,
             "expand": self.expand,
-            "linear": self.linear,
+            **dict.fromkeys(("linear", "quantized_linear"), self.linear),
         }
 
     def run(self) -> None:
@@ -57,7 +57,7 @@ class GraphWriter(Nodes):
             elif operation.kind in self.rules:
                 self.names[operation.node] = self.rules[operation.kind](operation, self.name_of(operation))
             else:
-                raise operation.refuse(f"{FORM} does not know {operation.layer or operation.node.target}")
+                raise operation.refuse(f"{FORM} does not know {operation.what}")
 
     def name_of(self, operation: Operation) -> str:
         """The layer's, for its first use."""
@@ -75,15 +75,19 @@ class GraphWriter(Nodes):
         return self.add(kind, self.inputs(operation), name, **attributes)
 
     def convolution(self, operation: Operation, name: str) -> str:
-        conv, (value,) = operation.layer, self.inputs(operation)
+        conv = operation.layer
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise operation.refuse(f"{FORM} knows padding by zeros, given in pixels")
-        if isinstance(conv, QuantConv2d) and isinstance(conv.input_quantizer, QuantAct):
-            value = write_activation(self, conv.input_quantizer, f"{name}.input_quantizer", value)
-        inputs = [value, write_weight(self, conv, name)]
-        inputs += [] if conv.bias is None else [self.floats(f"{name}.bias", conv.bias)]
         geometry = {"strides": conv.stride, "pads": conv.padding * 2, "dilations": conv.dilation, "group": conv.groups}
-        return self.add("Conv", inputs, name, kernel_shape=conv.kernel_size, **geometry)
+        return self.add("Conv", self.operands(operation, name), name, kernel_shape=conv.kernel_size, **geometry)
+
+    def operands(self, operation: Operation, name: str) -> list[str]:
+        """Input, weight and bias of a layer, quantized as the layer does."""
+        layer, (value,) = operation.layer, self.inputs(operation)
+        if isinstance(layer, QuantLayer) and isinstance(layer.input_quantizer, QuantAct):
+            value = write_activation(self, layer.input_quantizer, f"{name}.input_quantizer", value)
+        bias = [] if layer.bias is None else [self.floats(f"{name}.bias", layer.bias)]
+        return [value, write_weight(self, layer, name), *bias]
 
     def batch_norm(self, operation: Operation, name: str) -> str:
         bn = operation.layer
@@ -131,10 +135,7 @@ class GraphWriter(Nodes):
         return self.add("Expand", [*self.inputs(operation), shape], name)
 
     def linear(self, operation: Operation, name: str) -> str:
-        layer = operation.layer
-        inputs = [*self.inputs(operation), self.floats(f"{name}.weight", layer.weight)]
-        inputs += [] if layer.bias is None else [self.floats(f"{name}.bias", layer.bias)]
-        return self.add("Gemm", inputs, name, transB=1)
+        return self.add("Gemm", self.operands(operation, name), name, transB=1)
 
 
 def _window(operation: Operation) -> dict[str, tuple[int, ...]]:

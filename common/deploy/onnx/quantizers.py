@@ -1,7 +1,9 @@
 """Quantizers in ONNX: weights as codes, activations by the steps of the method's own forward, in its order."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.deploy.onnx.nodes import Nodes
 from common.deploy.packed.packing import code_bits
@@ -11,8 +13,8 @@ from common.quantizers.steps import Lookup, Search
 
 
 @torch.no_grad()
-def write_weight(nodes: Nodes, conv: nn.Conv2d, name: str) -> str:
-    """The float weights of a convolution, ``name.weight``; in the file they are codes wherever they are quantized.
+def write_weight(nodes: Nodes, layer: Any, name: str) -> str:
+    """The float weights of a layer, ``name.weight``; in the file they are codes wherever they are quantized.
 
     Levels that (code + offset) * step gives exactly are computed so, others are looked up in a table; then they are
     multiplied by the scale of the layer or of each filter. The weights are the network's own, bit for bit.
@@ -20,19 +22,19 @@ def write_weight(nodes: Nodes, conv: nn.Conv2d, name: str) -> str:
     Raises:
         UserError: a weight that is not finite.
     """
-    quantizer = getattr(conv, "weight_quantizer", None)
+    quantizer = getattr(layer, "weight_quantizer", None)
     if not isinstance(quantizer, WeightQuantizer):
-        return nodes.floats(f"{name}.weight", conv.weight)
+        return nodes.floats(f"{name}.weight", layer.weight)
     if not quantizer.has_codes:
-        return nodes.floats(f"{name}.weight", quantizer(conv.weight))
-    levels, scales = quantizer.levels(), quantizer.scales(conv.weight)
+        return nodes.floats(f"{name}.weight", quantizer(layer.weight))
+    levels, scales = quantizer.levels(), quantizer.scales(layer.weight)
     try:
-        codes = quantizer.codes(conv.weight)
+        codes = quantizer.codes(layer.weight)
     except ValueError as error:
         raise UserError(f"{name}: {error}; expected a network with finite weights") from None
     stored = nodes.codes(f"{name}.codes", codes, code_bits(levels))
     output = f"{name}.weight"
-    last = [] if torch.equal(scales, torch.ones(1)) else [("scaled", "Mul", (_by_filter(scales),))]
+    last = [] if torch.equal(scales, torch.ones(1)) else [("scaled", "Mul", (_by_filter(scales, layer.weight.ndim),))]
     lowest, second = quantizer.levels(torch.float64)[:2].tolist()
     offset, step = lowest / (second - lowest), second - lowest
     if torch.equal((torch.arange(len(levels)) + torch.tensor(offset)) * torch.tensor(step), levels):
@@ -44,9 +46,9 @@ def write_weight(nodes: Nodes, conv: nn.Conv2d, name: str) -> str:
     return nodes.chain(output, value, *last) if last else value
 
 
-def _by_filter(scales: Tensor) -> Tensor:
-    """(1,) for the layer, or (filters, 1, 1, 1) to multiply each filter."""
-    return scales if len(scales) == 1 else scales.view(-1, 1, 1, 1)
+def _by_filter(scales: Tensor, dimensions: int) -> Tensor:
+    """(1,) for the layer, or (filters, 1, ...) to multiply each filter."""
+    return scales if len(scales) == 1 else scales.view(-1, *[1] * (dimensions - 1))
 
 
 def write_activation(nodes: Nodes, act: QuantAct, name: str, value: str) -> str:
