@@ -4,6 +4,7 @@ CIFAR-10 and the digits fit in memory many times over, so a batch is one vectori
 order and an augmentation that depend on nothing but (seed, epoch, domain).
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -139,6 +140,13 @@ class TensorBatches:
         self._labels = image_set.labels.to(self.device)
         self._mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device).reshape(-1, 1, 1)
         self._std = torch.as_tensor(std, dtype=torch.float32, device=self.device).reshape(-1, 1, 1)
+
+    def of(self, image_set: ImageSet) -> "TensorBatches":
+        """Batches of other images, drawn and normalised as these."""
+        other = copy.copy(self)
+        other.image_set = image_set
+        other._images, other._labels = image_set.images.to(self.device), image_set.labels.to(self.device)
+        return other
 
     def set_epoch(self, epoch: int, cycle: int = 0) -> None:
         """Choose the order and the augmentation of the next iteration.

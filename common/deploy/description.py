@@ -12,8 +12,6 @@ from torch import nn
 from common.adaptation import OBJECTIVES
 from common.config.groups import Quantization, Run
 from common.config.options import read_recorded
-from common.data import digits, office31
-from common.data.demo import cifar10 as demo_cifar10
 from common.data.kinds import DATA
 from common.errors import UserError
 from common.flags import Flag, flag, flags_of, number, shown, switch, word
@@ -23,19 +21,10 @@ from common.models.table import PREPROCESSING, of_photographs
 from common.quantizers import METHODS
 from common.reading import reason
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MOST_CLASSES, MOST_SIDE = 1_000_000, 8192
 NO_TASK = "none"  # of a network that tells apart the class folders of a user
 TASK_DATA = {entry.task: entry.data for entry in NETWORKS.values()}
 SCHEME = {"method": "ours", "bitW": 32, "abitW": 32, "act_range": 2.0, "levels": "exact", "stage": "plain"}
-DATA_FLAGS = (
-    "demo",
-    "src_data",
-    "tgt_data",
-    "train_split",
-    "split_seed",
-    "img_size",
-)  # where the run has them
 
 side = number(int, 1, MOST_SIDE, "a side")
 
@@ -51,7 +40,7 @@ class Description:
         task: the name of the task, or ``NO_TASK``. classes: the class names; empty if unknown.
         preprocessing: side an image is resized to, side of the centre cropped from it, and mean and std by channel of
             pixels in [0, 1].
-        data: the run's demo, src_data, tgt_data, train_split, split_seed, img_size, as far as it has them.
+        data: the run's flags that say which images it had (``DataKind.chooses``), as far as it has them.
     """
 
     model: str
@@ -148,11 +137,15 @@ def scheme_flags(method: str) -> dict[str, Flag]:
     return {name: quantization[name] for name in SCHEME} | flags_of(METHODS[method].options)
 
 
+def choosing_flags() -> dict[str, Flag]:
+    """Those that say which images a run had, of every kind of data, by name."""
+    return {name: flags_of(kind.Options)[name] for kind in DATA.values() for name in kind.chooses}
+
+
 def data_flags() -> dict[str, Flag]:
     """What a file says of its run's data, by name; "seed" is that of files from before --split_seed."""
-    known = {name: one for kind in DATA.values() for name, one in flags_of(kind.Options).items()}
     of_any_kind = {"img_size": flags_of(_Arguments)["img_size"], "seed": flags_of(Run)["seed"]}
-    return {name: known[name] for name in DATA_FLAGS} | of_any_kind
+    return choosing_flags() | of_any_kind
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,8 +179,7 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
         preprocessing = entry.preprocessing(size)
         given = {"img_size": size, "quant_shortcut": bool(config.get("quant_shortcut"))}
         arguments |= {name: given[name] for name in entry.arguments}
-        cifar = demo_cifar10.CLASSES if config.get("demo") else CIFAR10_CLASSES
-        known = {"cifar10": cifar, "digits": digits.CLASSES, "office": office31.CLASSES}[entry.data]
+        known = DATA[entry.data].classes(bool(config.get("demo")))
     scheme = {name: config.get(name, default) for name, default in SCHEME.items()}
     if scheme["stage"] != "align":
         scheme["stage"] = "plain"  # by its other names
@@ -204,6 +196,8 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
         classes=names,
         preprocessing={**asdict(preprocessing), "mean": list(preprocessing.mean), "std": list(preprocessing.std)},
         data={
-            name: value for name in DATA_FLAGS if (value := {**config, "split_seed": split_seed}.get(name)) is not None
+            name: value
+            for name in choosing_flags()
+            if (value := {**config, "split_seed": split_seed}.get(name)) is not None
         },
     )

@@ -8,8 +8,7 @@ from torch import Tensor
 from common.adaptation import Objective
 from common.adaptation.base import cross_entropy
 from common.data.corruptions import STRENGTHS, corrupt
-from common.data.kinds import DOMAINS, Batches, Batching, RunData
-from common.data.kinds.cifar10 import make_batches
+from common.data.kinds import DOMAINS, Batches, RunData
 from common.engine.meters import Sums, precision
 from common.machine import distributed
 from common.measure import feature_map
@@ -70,7 +69,7 @@ def _report(name: str, mean: dict[str, float], job: Job, epoch: int) -> None:
     job.log("\n".join([*lines, "=" * 55, ""]))
 
 
-def evaluate_shifted(objective: Objective, data: RunData, job: Job, batching: Batching) -> dict[str, Any]:
+def evaluate_shifted(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
     """Top-1 on corrupted test images: {corruption: [at each of its strengths], "mean": over all of them, "images": N}.
 
     --shift_images N takes a sample of N, the same share of every class and the same for every network.
@@ -82,7 +81,7 @@ def evaluate_shifted(objective: Objective, data: RunData, job: Job, batching: Ba
     top1: dict[str, list[float]] = {}
     for kind, strengths in STRENGTHS.items():
         levels = range(1, len(strengths) + 1)
-        sets = (make_batches(corrupt(clean, kind, n), batching, train=False) for n in levels)
+        sets = (test.of(corrupt(clean, kind, n)) for n in levels)
         top1[kind] = [measure(objective, batches)[0]["prec1"] for batches in sets]
         values = ", ".join(f"{value:.3f}" for value in top1[kind])
         job.log(f"{job.options.demo}test top-1 under {kind} {strengths}: {values}")

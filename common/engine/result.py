@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from common.adaptation import Objective
-from common.data.kinds import Batching, RunData
+from common.data.kinds import RunData
 from common.engine.evaluation import evaluate, evaluate_shifted
 from common.measure import effective_bits, feature_map, relation_error
 from common.runs import checkpoint
@@ -15,7 +15,7 @@ Values = dict[str, Any]
 LOOKED_AT = {True: 16, False: 32}  # images by which levels are counted, with a target domain and without
 
 
-def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any], batching: Batching) -> dict[str, Any]:
+def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) -> dict[str, Any]:
     """Log and record the result, and write summary.json; the network is that of the best epoch afterwards."""
     options, network = job.options, objective.network
     tested = next(iter(data.test))
@@ -49,7 +49,7 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any], 
         "layers": [entry.row() for entry in levels],
     }
     if not options.task.cross and options.data.shift:  # of the best epoch's network
-        summary["shift"] = evaluate_shifted(objective, data, job, batching)
+        summary["shift"] = evaluate_shifted(objective, data, job)
     job.write_json("summary.json", summary)
     if options.task.cross:
         _draw(objective, data, job, confusions)
@@ -114,7 +114,7 @@ def _draw(objective: Objective, data: RunData, job: Job, confusions: dict[str, A
     job.log(f"pictures: {job.folder / 'features.png'}, {job.folder / 'confusion.png'}")
 
 
-def test_only(objective: Objective, data: RunData, job: Job, batching: Batching) -> dict[str, Any]:
+def test_only(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
     """Evaluate once on every test set, and with --shift on corruptions; writes test.json."""
     options = job.options
     result: dict[str, Any] = {name: evaluate(objective, data, name, job)[0] for name in data.test}
@@ -125,6 +125,6 @@ def test_only(objective: Objective, data: RunData, job: Job, batching: Batching)
             f"{data.protocol}"
         )
     if not options.task.cross and options.data.shift:
-        result["shift"] = evaluate_shifted(objective, data, job, batching)
+        result["shift"] = evaluate_shifted(objective, data, job)
     job.write_json("test.json", result | {"source_file_warning": job.split_seen})
     return result

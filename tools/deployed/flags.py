@@ -4,14 +4,15 @@ from typing import Any
 
 from common.config.groups import Backbone, Quantization, Training
 from common.data.kinds import DATA
+from common.deploy.description import choosing_flags
 from common.deploy.restore import NETWORK_FLAGS
 from common.flags import Flag, flags_of
 from common.machine.device import DeviceOptions
 from tools.runs.main_flags import read_as_there
 
-DATA_FLAGS = (
-    *("demo", "data_dir", "tgt_data_dir", "download", "src_data", "tgt_data", "train_split", "split_seed"),
-    *("allow_partial", "eval_batch_size", "num_workers", "device", "gpus"),
+DATA_FLAGS = (  # beside those that say which images
+    *("data_dir", "tgt_data_dir", "download", "allow_partial"),
+    *("eval_batch_size", "num_workers", "device", "gpus"),
 )
 
 
@@ -20,7 +21,7 @@ def of_network() -> dict[str, Flag]:
 
 
 def of_network_and_data() -> dict[str, Flag]:
-    return read_as_there(_named((*NETWORK_FLAGS, *DATA_FLAGS)))
+    return read_as_there({**choosing_flags(), **_named((*NETWORK_FLAGS, *DATA_FLAGS))})
 
 
 def _named(names: tuple[str, ...]) -> dict[str, Flag]:

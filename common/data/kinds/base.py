@@ -78,6 +78,8 @@ class DataKind:
         domains: whether it has a source and a target.
         split_seen: (options, configuration of another run) to a line that says why the other run may have trained on
             what this one tests on, or "".
+        chooses: those of its flags that say which images are trained and tested on; files of its networks keep them.
+        classes: (whether of the demo) to the names of its classes, as far as they are known without reading data.
     """
 
     name: str
@@ -85,6 +87,8 @@ class DataKind:
     load: Callable[[Any, Batching], RunData]
     domains: bool
     split_seen: Callable[[Any, dict[str, Any]], str]
+    chooses: tuple[str, ...] = ("demo",)
+    classes: Callable[[bool], tuple[str, ...]] = lambda demo: ()
 
 
 def cyclic(batches: Batches, epoch: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -66,4 +66,12 @@ def split_seen(options: Cifar10Options, other: dict[str, Any]) -> str:
     return f"it was trained on images that --select val holds out here (it had {was})"
 
 
-CIFAR10 = DataKind("cifar10", Cifar10Options, load, domains=False, split_seen=split_seen)
+CIFAR10 = DataKind(
+    "cifar10",
+    Cifar10Options,
+    load,
+    domains=False,
+    split_seen=split_seen,
+    chooses=("demo", "split_seed"),
+    classes=lambda demo: demo_cifar10.CLASSES if demo else cifar10.CLASSES,
+)

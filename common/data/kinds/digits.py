@@ -92,4 +92,12 @@ def split_seen(options: DigitsOptions, other: dict[str, Any]) -> str:
     return f"it was trained on the test split too (--{whole[0]} False)" if whole else ""
 
 
-DIGITS = DataKind("digits", DigitsOptions, load, domains=True, split_seen=split_seen)
+DIGITS = DataKind(
+    "digits",
+    DigitsOptions,
+    load,
+    domains=True,
+    split_seen=split_seen,
+    chooses=("demo", "src_data", "tgt_data", "img_size"),
+    classes=lambda demo: digits.CLASSES,
+)

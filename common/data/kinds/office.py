@@ -90,4 +90,12 @@ def split_seen(options: OfficeOptions, other: dict[str, Any]) -> str:
     return f"it was trained on another split (--split_seed {seed_of_other}), this run's test images among its own"
 
 
-OFFICE = DataKind("office", OfficeOptions, load, domains=True, split_seen=split_seen)
+OFFICE = DataKind(
+    "office",
+    OfficeOptions,
+    load,
+    domains=True,
+    split_seen=split_seen,
+    chooses=("demo", "src_data", "tgt_data", "train_split", "split_seed", "img_size"),
+    classes=lambda demo: office31.CLASSES,
+)
