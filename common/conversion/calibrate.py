@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import UserError
-from common.quantizers.layers import QuantConv2d, WeightQuantizer
+from common.quantizers.layers import initialise_weights
 from common.quantizers.learned_scale import LearnedScale, scales_from_first_batch
+from common.quantizers.standardised import StandardisedAct
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> nn.Module:
-    """Initialise the learned steps that have no value yet, then estimate every BatchNorm's statistics anew.
+    """Initialise the learned steps that have no value yet, then estimate the statistics of every BatchNorm, and of
+    every quantizer that has some, anew.
 
     A step of activations becomes the mean over the batches of its method's initial value. The statistics are cumulative
     averages over the batches (momentum None), of the network as it is quantized; momenta and modes are left as they
@@ -44,11 +46,7 @@ def image_batches(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
 
 
 def _initialise_steps(model: nn.Module, images: list[Tensor], arguments: tuple[Any, ...]) -> None:
-    for module in model.modules():
-        if isinstance(module, QuantConv2d):
-            weights = module.weight_quantizer
-            if isinstance(weights, WeightQuantizer) and not weights.initialised:
-                weights.initialise(module.weight.detach())
+    initialise_weights(model)
     values: dict[LearnedScale, list[Tensor]] = {
         module: [] for module in model.modules() if isinstance(module, LearnedScale) and not module.initialised
     }
@@ -70,7 +68,7 @@ def _initialise_steps(model: nn.Module, images: list[Tensor], arguments: tuple[A
 
 
 def estimate_statistics(model: nn.Module, images: list[Tensor], *arguments: Any) -> None:
-    """Running means and variances of every BatchNorm that keeps them, as cumulative averages over the batches."""
+    """Every running mean and variance, as cumulative averages over the batches."""
     norms = {module: module.momentum for module in _norms(model)}
     before = statistics_of(model)
     try:
@@ -86,24 +84,24 @@ def estimate_statistics(model: nn.Module, images: list[Tensor], *arguments: Any)
             norm.momentum = momentum
 
 
-def statistics_of(model: nn.Module) -> dict[_BatchNorm, list[Tensor]]:
-    """Copies of the buffers of every BatchNorm that keeps statistics."""
+def statistics_of(model: nn.Module) -> dict[_BatchNorm | StandardisedAct, list[Tensor]]:
+    """Copies of the buffers of every module that keeps statistics."""
     return {norm: [buffer.clone() for buffer in norm.buffers()] for norm in _norms(model)}
 
 
-def restore_statistics(statistics: dict[_BatchNorm, list[Tensor]]) -> None:
+def restore_statistics(statistics: dict[_BatchNorm | StandardisedAct, list[Tensor]]) -> None:
     for norm, values in statistics.items():
         for buffer, value in zip(norm.buffers(), values, strict=True):
             buffer.copy_(value)
 
 
-def _norms(model: nn.Module) -> list[_BatchNorm]:
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+def _norms(model: nn.Module) -> list[_BatchNorm | StandardisedAct]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm | StandardisedAct) and m.track_running_stats]
 
 
 @torch.no_grad()
 def _run_on_batch_statistics(model: nn.Module, images: list[Tensor], arguments: tuple[Any, ...]) -> None:
-    """Run the batches with BatchNorms in training mode and all else, dropout for one, in evaluation mode."""
+    """Run the batches with what keeps statistics in training mode and all else, dropout for one, in evaluation mode."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from common.conversion.calibrate import estimate_statistics, image_batches, restore_statistics, statistics_of
 from common.errors import UserError
-from common.quantizers.layers import QuantConv2d, Quantizer
+from common.quantizers.layers import Quantizer, QuantLayer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Row:
-    """A quantizer: its layer, "weights", "input" (of the convolution) or "activations", and its bits.
+    """A quantizer: its layer, "weights", "input" (of the layer) or "activations", and its bits.
 
     Attributes:
         layer: in a converted network, activations are named after the layer that they come from.
@@ -118,7 +118,7 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> Se
 def _places(model: nn.Module) -> Iterator[tuple[Quantizer, tuple[str, str]]]:
     owned: dict[nn.Module, tuple[str, str]] = dict(_behind(model)) if isinstance(model, fx.GraphModule) else {}
     for name, module in model.named_modules():
-        if isinstance(module, QuantConv2d):
+        if isinstance(module, QuantLayer):
             owned[module.weight_quantizer] = (name, "weights")
             owned[module.input_quantizer] = (name, "input")
         if isinstance(module, Quantizer):

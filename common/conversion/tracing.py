@@ -1,10 +1,11 @@
-"""A network's forward as a torch.fx graph whose dropout still follows training and evaluation mode."""
+"""A network's forward as a torch.fx graph whose dropout and stochastic depth still follow the mode."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx, nn
 
+from common.conversion.modes import Differs, follow_mode
 from common.errors import UserError
 
 
@@ -13,10 +14,15 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, leaves: Sequence[type[nn.Module]]) -> None:
         super().__init__()
-        self.leaves = (nn.Conv2d, nn.BatchNorm2d, *leaves)
+        self.given = tuple(leaves)
+        self.leaves = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *leaves)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return isinstance(module, self.leaves) or super().is_leaf_module(module, qualified_name)
+
+    def call_module(self, m: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        return m.act(m.drop(out)) if _acts_too(m) and not isinstance(m, self.given) else out
 
 
 def trace(model: nn.Module, leaves: Sequence[type[nn.Module]] = ()) -> fx.GraphModule:
@@ -40,34 +46,29 @@ def trace(model: nn.Module, leaves: Sequence[type[nn.Module]] = ()) -> fx.GraphM
         for module, training in modes.items():
             module.training = training
     name = type(model).__name__
-    return fx.GraphModule(model, _follow_mode(train, evaluation, name), name)
+    network = fx.GraphModule(model, train, name)
+    try:
+        follow_mode(network, model, evaluation)
+    except Differs:
+        raise UserError(
+            f"{name}: its forward takes another path in training than in evaluation, and not by dropout or stochastic "
+            "depth alone; take that path out first (torchvision's googlenet and inception_v3: aux_logits=False), or "
+            "move it into a module of its own and name its class in leaves=(...)"
+        ) from None
+    for name, module in list(network.named_modules()):
+        if _acts_too(module):
+            network.set_submodule(name, _norm_alone(module))
+    return network
 
 
-def _follow_mode(train: fx.Graph, evaluation: fx.Graph, name: str) -> fx.Graph:
-    """``train`` with the constants that were ``self.training`` read from the network when it runs."""
-    mode: list[fx.Node] = []
+def _acts_too(module: nn.Module) -> bool:
+    """Whether a BatchNorm drops and acts, as timm's do."""
+    parts = (getattr(module, "drop", None), getattr(module, "act", None))
+    return isinstance(module, nn.BatchNorm2d) and all(isinstance(part, nn.Module) for part in parts)
 
-    def merge(one: Any, other: Any) -> Any:
-        if one is True and other is False:
-            if not mode:
-                with train.inserting_before(next(iter(train.nodes))):
-                    mode.append(train.create_node("get_attr", "training"))
-            return mode[0]
-        if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)) and len(one) == len(other):
-            return type(one)(merge(a, b) for a, b in zip(one, other, strict=True))
-        if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-            return {key: merge(one[key], other[key]) for key in one}
-        if str(one) != str(other):  # a node's text is its name
-            raise refusal
-        return one
 
-    refusal = UserError(
-        f"{name}: its forward takes another path in training than in evaluation; take that path out first "
-        "(torchvision's googlenet and inception_v3: aux_logits=False)"
-    )
-    nodes, others = list(train.nodes), list(evaluation.nodes)
-    if [(node.op, str(node.target)) for node in nodes] != [(node.op, str(node.target)) for node in others]:
-        raise refusal
-    for node, other in zip(nodes, others, strict=True):
-        node.args, node.kwargs = merge(node.args, other.args), merge(node.kwargs, other.kwargs)
-    return train
+def _norm_alone(module: nn.Module) -> nn.BatchNorm2d:
+    """The BatchNorm of one that acts too, with its parameters and its parts, which are called behind it."""
+    norm = nn.BatchNorm2d(0)
+    norm.__dict__.update(module.__dict__)
+    return norm

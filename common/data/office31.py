@@ -1,7 +1,7 @@
 """Office-31: 31 classes of office objects in three looks, amazon, dslr and webcam (Saenko et al., ECCV 2010).
 
-Any other set of domain folders loads as well, by the names of its folders; only the three are checked against
-the published counts.
+Any other set of domain folders loads as well, by the names of its folders; the three are checked against the published
+counts in a folder called office31 alone, elsewhere their names are just names.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ def load(data_dir: Path | str, domain: str, allow_partial: bool = False) -> Imag
     found = find(data_dir, domain)
     if found is not None:
         images = read_domain(found.parent, domain)
-        if domain in IMAGE_COUNTS and not (allow_partial or images.demo):
+        if domain in IMAGE_COUNTS and found.parent.resolve().name == FOLDER and not (allow_partial or images.demo):
             _check_complete(images)
         return images
     for root, below in ((data_dir, domain), (data_dir, f"{FOLDER}/{domain}"), (data_dir / FOLDER, domain)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from common.errors import UserError
-from common.quantizers.layers import QuantConv2d, Quantizer
+from common.quantizers.layers import Quantizer, QuantLayer
 
 CLASSIFIERS = ("classifier", "class_classifier")
 
@@ -32,7 +32,7 @@ class ClassLogits(nn.Module):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, QuantConv2d | Quantizer) or super().is_leaf_module(module, qualified_name)
+        return isinstance(module, QuantLayer | Quantizer) or super().is_leaf_module(module, qualified_name)
 
 
 def trace(network: nn.Module) -> fx.GraphModule:

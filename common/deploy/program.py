@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.deploy.graph import refuse_unset, trace
-from common.quantizers.layers import QuantConv2d
+from common.quantizers.layers import QuantLayer
 from common.writing import write_whole
 
 
@@ -24,7 +24,7 @@ def exported_program(network: nn.Module, image_shape: tuple[int, int, int]) -> t
     graph = trace(network)
     refuse_unset(graph.named_modules())
     for layer in graph.modules():
-        if isinstance(layer, QuantConv2d):
+        if isinstance(layer, QuantLayer):
             layer.weight.copy_(layer.weight_quantizer(layer.weight))
             layer.weight_quantizer = nn.Identity()
     example = torch.zeros(2, *image_shape)

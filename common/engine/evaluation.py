@@ -13,15 +13,20 @@ from common.data.kinds.cifar10 import make_batches
 from common.engine.meters import Sums, precision
 from common.machine import distributed
 from common.measure import feature_map
+from common.measure.criteria import CRITERIA, criteria_of
 from common.runs.job import Job
 
 TAGS = {"loss": "_loss", "prec1": "-top-1", "prec5": "-top-5", "prec1_domain": "-top-1_domain"}
+TAGS |= {name: f"-{name}" for name in CRITERIA}
 
 
 def evaluate(
     objective: Objective, data: RunData, name: str, job: Job, epoch: int = 0, log: bool = True
 ) -> tuple[dict[str, float], Tensor]:
-    """Means of loss, prec1, prec5 and, where domains are told apart, prec1_domain over a test set; (C, C) confusion."""
+    """Means of loss, prec1, prec5 and, where domains are told apart, prec1_domain over a test set; (C, C) confusion.
+
+    On the target also the label-free criteria (common.measure.criteria).
+    """
     mean, confusion = measure(objective, data.test[name], name)
     if log:
         _report(name, mean, job, epoch)
@@ -33,6 +38,7 @@ def measure(objective: Objective, batches: Batches, domain: str = "") -> tuple[d
     """As ``evaluate``, of any batches, without a line for the log; leaves all that is trained in evaluation mode."""
     objective.trained.eval()
     sums, confusion = Sums(), torch.zeros((), dtype=torch.int64)
+    seen: list[Tensor] = []  # the target's logits, for what can be said of them without labels
     for images, labels in distributed.dealt(batches):
         logits, domain_logits = objective.predict(images)
         values = {"loss": cross_entropy(logits, labels), **precision(logits, labels)}
@@ -41,7 +47,11 @@ def measure(objective: Objective, batches: Batches, domain: str = "") -> tuple[d
             values["prec1_domain"] = precision(domain_logits, truth)["prec1"]
         sums.add(len(labels), **values)
         confusion = confusion + feature_map.confusion(logits, labels).cpu()
-    return sums.mean(), sum(distributed.gather(confusion), torch.zeros((), dtype=torch.int64))
+        seen += [logits.float().cpu()] if domain == "target" else []
+    mean = sums.mean()
+    if domain == "target":
+        mean |= criteria_of(torch.cat([one for process in distributed.gather(seen) for one in process]))
+    return mean, sum(distributed.gather(confusion), torch.zeros((), dtype=torch.int64))
 
 
 def _report(name: str, mean: dict[str, float], job: Job, epoch: int) -> None:

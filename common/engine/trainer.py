@@ -1,6 +1,7 @@
 """Training: one loop for every objective, on one domain or two."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from common.engine.schedule import learning_rate_factor, parameter_groups, set_l
 from common.machine import distributed
 from common.machine.acceleration import Acceleration
 from common.measure import feature_map
+from common.measure.criteria import CRITERIA
 from common.quantizers.learned_scale import scales_from_first_batch
 from common.runs import checkpoint
 from common.runs.job import FEATURES_BEFORE, Job
@@ -35,7 +37,7 @@ class Trainer:
     def __init__(self, objective: Objective, data: RunData, options: Options, job: Job, pretrained: bool) -> None:
         self.objective, self.data, self.options, self.job = objective, data, options, job
         self.network, self.crp = objective.network, objective.crp
-        self.best: Best = {"judged": -1.0, "epoch": -1}
+        self.best: Best = {"judged": -math.inf, "epoch": -1}
         self.peaks = {name: {"prec1": 0.0, "prec5": 0.0, "prec1_domain": 0.0} for name in data.test}
         self.start = 0
         content = job.restore(data.test)
@@ -102,7 +104,11 @@ class Trainer:
         for name, peak in self.peaks.items():
             for what in peak:
                 peak[what] = max(peak[what], means[name].get(what, 0.0))
-        judged = means[select if select in means else next(iter(means))]["prec1"]
+        judged = (
+            means["target"][select]
+            if select in CRITERIA
+            else means[select if select in means else next(iter(means))]["prec1"]
+        )
         is_best = select == "last" or judged > self.best["judged"]
         if is_best:
             self.best = {"judged": judged, "epoch": epoch, **means}

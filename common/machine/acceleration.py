@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.flags import flag, switch
 from common.machine.compiling import compiler_faults
-from common.quantizers.layers import QuantConv2d, Quantizer, quantized_weights, weights_quantized_once
+from common.quantizers.layers import Quantizer, QuantLayer, quantized_weights, weights_quantized_once
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WITHOUT = "get it a C++ compiler (g++ or clang++), or leave --compile out"
@@ -60,7 +60,7 @@ class Acceleration:
         if options.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = convolutions(model)
-        self._quantized = [module for module in model.modules() if isinstance(module, QuantConv2d)]
+        self._quantized = [module for module in model.modules() if isinstance(module, QuantLayer)]
         quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
         self._uninitialised = [module for module in quantizers if not module.initialised]
         self._made_up = [p for module in quantizers if not module.follows_loss for p in module.parameters()]

@@ -1,4 +1,4 @@
-"""What a quantized network really multiplies: distinct weight levels and distinct inputs of every convolution."""
+"""What a quantized network really multiplies: distinct weight levels and distinct inputs of its layers."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from common.measure.observe import observe
-from common.quantizers.layers import QuantConv2d
+from common.quantizers.layers import QuantLayer
 
 RESOLUTION = 1e-5  # relative to the largest magnitude; values closer than that are one level summed in another order
 
 
 @dataclass(frozen=True)
 class LayerLevels:
-    """Of one convolution: distinct weights and distinct inputs; None where the tensor is float."""
+    """Of one layer: distinct weights and distinct inputs; None where the tensor is float."""
 
     layer: str
     weight_levels: int | None
@@ -39,7 +39,7 @@ def distinct(values: Tensor) -> int:
 
 @torch.no_grad()
 def measure(model: nn.Module, images: Tensor, float_above: int = 4096) -> list[LayerLevels]:
-    """Count the levels of every convolution on a batch, in evaluation mode.
+    """Count the levels of every convolution and quantized Linear layer on a batch, in evaluation mode.
 
     Args:
         images: (B, C, H, W), a few dozen are enough.
@@ -48,19 +48,19 @@ def measure(model: nn.Module, images: Tensor, float_above: int = 4096) -> list[L
     inputs: dict[str, int] = {}
 
     def look(name: str, module: Any, x: Tensor) -> None:
-        inputs[name] = distinct(module.input_quantizer(x) if isinstance(module, QuantConv2d) else x)
+        inputs[name] = distinct(module.input_quantizer(x) if isinstance(module, QuantLayer) else x)
 
-    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    observe(model, convolutions, look, images)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | QuantLayer)}
+    observe(model, layers, look, images)
 
-    def weight_levels(module: nn.Conv2d) -> int | None:
-        if not isinstance(module, QuantConv2d) or isinstance(module.weight_quantizer, nn.Identity):
+    def weight_levels(module: nn.Module) -> int | None:
+        if not isinstance(module, QuantLayer) or isinstance(module.weight_quantizer, nn.Identity):
             return None
         return distinct(module.weight_quantizer(module.weight))
 
     return [
         LayerLevels(name, weight_levels(module), inputs[name] if inputs[name] <= float_above else None)
-        for name, module in convolutions.items()
+        for name, module in layers.items()
     ]
 
 

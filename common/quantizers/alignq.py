@@ -19,9 +19,11 @@ from common.quantizers.rounding import (
     exact_grid,
     published_grid,
     sigmoid_slope,
+    straight_if,
     widen,
 )
 from common.quantizers.scheme import BEFORE_RELU, Method, Scheme
+from common.quantizers.standardised import StandardisedAct
 from common.quantizers.steps import Add, Erf, Multiply, Round, Step
 
 DEGENERATE_STD = 1e-6  # relative to max |w|; at or below it a tensor counts as constant: u = 0, gradient 0
@@ -85,6 +87,16 @@ def standardize(w: Tensor) -> tuple[Tensor, Tensor]:
     return centred.mul_(inverse), inverse / peak
 
 
+def deviation(w: Tensor) -> Tensor:
+    """std(w) over the whole tensor, unbiased, 0-dimensional; 0 with gradient 0 for a constant tensor."""
+    return torch.linalg.vector_norm(w - w.mean()) / math.sqrt(max(w.numel() - 1, 1))
+
+
+def is_constant(w: Tensor) -> Tensor:
+    """Whether ``standardize`` takes the tensor for constant, 0-dimensional."""
+    return deviation(w.detach()) <= DEGENERATE_STD * w.detach().abs().amax()
+
+
 def standardize_backward(grad: Tensor, u: Tensor, inverse_std: Tensor) -> Tensor:
     """Gradient to w, given that to u = standardize(w): mean and std are differentiated too. Overwrites ``u``."""
     projection = (grad * u).sum() / max(u.numel() - 1, 1)
@@ -141,6 +153,14 @@ def _grid(bits: int, r: float, levels: str) -> Grid | None:
     return exact_grid(bits, r) if levels == "exact" else published_grid(bits)
 
 
+def _steps(r: float, grid: Grid | None) -> tuple[Step, ...]:
+    """Of ``align_activation``."""
+    if grid is None:
+        return Multiply(SQRT_HALF), Erf(), Multiply(r)
+    position = (Multiply(SQRT_HALF), Erf(), Multiply(r * grid.scale), Add(grid.offset))
+    return *position, Round(), Add(-grid.offset), Multiply(1 / grid.scale)
+
+
 class AlignWeight(WeightQuantizer):
     def __init__(self, bits: int, scheme: Scheme) -> None:
         super().__init__(bits)
@@ -157,6 +177,40 @@ class AlignWeight(WeightQuantizer):
         return self.grid.values(torch.arange(-n if self.grid.offset == 0 else 0, n + 1, dtype=dtype))
 
 
+def matched_range(bits: int) -> float:
+    """The r at which levels r (2 c / n - 1) of codes round(n Phi(u)) have the least squared error from a normal u.
+
+    >>> round(matched_range(32), 4), round(matched_range(2), 4)
+    (1.6926, 1.3645)
+    """
+    if bits == FLOAT_BITS:
+        return 3 / math.sqrt(math.pi)
+    n = 2**bits - 1
+    passed = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # Phi at the thresholds
+    levels = exact_grid(bits, 1.0).values(torch.arange(n + 1, dtype=torch.float64))
+    shares = torch.cat((passed, torch.ones(1))) - torch.cat((torch.zeros(1), passed))
+    densities = density(torch.special.ndtri(passed)) / 2
+    return float(2 / n * densities.sum() / (levels.square() * shares).sum())
+
+
+class ScaledAlignWeight(AlignWeight):
+    """For a layer behind which no BatchNorm restores the scale: the levels times std(w), differentiated, and
+    ``matched_range``. It begins as near to the float weights as the levels allow."""
+
+    def __init__(self, bits: int, scheme: Scheme) -> None:
+        super().__init__(bits, scheme)
+        self.range = matched_range(bits)
+
+    def _scale(self, w: Tensor) -> Tensor:
+        return deviation(w) * self.range
+
+    def forward(self, w: Tensor) -> Tensor:
+        return straight_if(is_constant(w), super().forward(w) * self._scale(w), w)
+
+    def scales(self, weight: Tensor) -> Tensor:
+        return self._scale(weight.detach()).reshape(1)
+
+
 class AlignAct(QuantAct):
     def __init__(self, bits: int, scheme: Scheme) -> None:
         super().__init__(bits)
@@ -167,14 +221,30 @@ class AlignAct(QuantAct):
         return align_activation(x, self.act_range, self.grid)
 
     def steps(self) -> tuple[Step, ...]:
-        if self.grid is None:
-            return Multiply(SQRT_HALF), Erf(), Multiply(self.act_range)
-        scale, offset = self.grid.scale, self.grid.offset
-        position = (Multiply(SQRT_HALF), Erf(), Multiply(self.act_range * scale), Add(offset))
-        return *position, Round(), Add(-offset), Multiply(1 / scale)
+        return _steps(self.act_range, self.grid)
 
     def settings(self) -> tuple[object, ...]:
         return self.act_range, self.grid
+
+
+class StandardAlignAct(StandardisedAct):
+    """For activations that no BatchNorm normalises. Its range is ``matched_range``, not act_range: what comes next has
+    no normalisation that would take another scale back."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.range = matched_range(bits)
+        self.grid = _grid(bits, self.range, "exact")
+
+    def quantize(self, u: Tensor) -> Tensor:
+        return align_activation(u, self.range, self.grid)
+
+    def standard_steps(self) -> tuple[Step, ...]:
+        return _steps(self.range, self.grid)
+
+
+def _unnormalised(bits: int, scheme: Scheme, positive: bool) -> QuantAct:
+    return StandardAlignAct(bits)
 
 
 METHOD = Method(
@@ -184,5 +254,7 @@ METHOD = Method(
     act_bits=range(1, 9),
     weight=AlignWeight,
     activation=AlignAct,
+    scaled_weight=ScaledAlignWeight,
+    unnormalised=_unnormalised,
     aligns=True,
 )

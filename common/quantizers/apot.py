@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.alignq import standardize, standardize_backward
+from common.quantizers.alignq import deviation, is_constant, standardize, standardize_backward
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale
-from common.quantizers.rounding import widen
+from common.quantizers.rounding import straight_if, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
 
@@ -106,6 +106,7 @@ class _Normalise(torch.autograd.Function):
         return standardize_backward(grad, *standardize(ctx.saved_tensors[0]))
 
 
+TINY = torch.finfo(torch.float32).tiny
 CANDIDATES, SAMPLE = 32, 1 << 14  # of the initial alpha: values tried, elements they are tried on
 
 
@@ -167,6 +168,17 @@ class APoTWeight(_APoTQuantizer, WeightQuantizer):
         return self.current_scale(weight).detach().reshape(1)
 
 
+class ScaledAPoTWeight(APoTWeight):
+    """For a layer behind which no BatchNorm restores the scale: times std(w), differentiated, mean(w) left out."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        scale = self.current_scale(w) * deviation(w).clamp_min(TINY)
+        return straight_if(is_constant(w), self._quantize(w - w.mean(), scale), w)
+
+    def scales(self, weight: Tensor) -> Tensor:
+        return super().scales(weight) * deviation(weight.detach()).clamp_min(TINY)
+
+
 class APoTAct(_APoTQuantizer, QuantAct):
     """A grid of k bits, for a convolution's input behind a ReLU; alpha learns at the network's own rate."""
 
@@ -182,6 +194,10 @@ def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:
     return APoTWeight(bits)
 
 
+def _scaled_weight(bits: int, scheme: Scheme) -> WeightQuantizer:
+    return ScaledAPoTWeight(bits)
+
+
 def _activation(bits: int, scheme: Scheme) -> QuantAct:
     return APoTAct(bits)
 
@@ -193,4 +209,5 @@ METHOD = Method(
     act_bits=range(2, 7),
     weight=_weight,
     activation=_activation,
+    scaled_weight=_scaled_weight,
 )

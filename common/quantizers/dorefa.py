@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.quantizers.layers import QuantAct, WeightQuantizer
-from common.quantizers.rounding import Grid, binarize, exact_grid, round_clipped
+from common.quantizers.rounding import Grid, binarize, exact_grid, round_clipped, straight_if
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 from common.quantizers.steps import Step, clipped_steps
 
@@ -66,6 +66,19 @@ class DoReFaWeight(WeightQuantizer):
         return weight.detach().abs().mean().reshape(1) if self.bits == 1 else super().scales(weight)
 
 
+class ScaledDoReFaWeight(DoReFaWeight):
+    """For a layer behind which no BatchNorm restores the scale: times max |tanh w|, a constant to the gradient."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        if self.bits == 1:
+            return super().forward(w)
+        scale = self.scales(w)
+        return straight_if(scale == 0, super().forward(w) * scale, w)
+
+    def scales(self, weight: Tensor) -> Tensor:
+        return super().scales(weight) if self.bits == 1 else weight.detach().tanh().abs().amax().reshape(1)
+
+
 class DoReFaAct(QuantAct):
     """q_k(clip(x, 0, 1)) (equation 11); gradient 1 on [0, 1], 0 outside."""
 
@@ -80,6 +93,10 @@ def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:
     return DoReFaWeight(bits)
 
 
+def _scaled_weight(bits: int, scheme: Scheme) -> WeightQuantizer:
+    return ScaledDoReFaWeight(bits)
+
+
 def activation(bits: int, scheme: Scheme) -> QuantAct:
     return DoReFaAct(bits)
 
@@ -91,4 +108,5 @@ METHOD = Method(
     act_bits=range(1, 9),
     weight=_weight,
     activation=activation,
+    scaled_weight=_scaled_weight,
 )

@@ -1,4 +1,4 @@
-"""The modules a network is built of: a convolution that quantizes its weight and input, and the quantizers' bases.
+"""The modules a network is built of: layers that quantize their weight and input, and the quantizers' bases.
 
 A quantizer describes itself, so that exporters need to know no method: weights by their levels and scales, activations
 by the steps of their forward pass.
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -24,10 +25,13 @@ class Quantizer(nn.Module):
         scale_lr: learning rate of its parameters relative to the network's.
         follows_loss: whether the gradient of its parameters grows with the loss. One that is made up does not, and a
             loss that is scaled for float16 must not be undone on it.
+        takes_first: whether what it learns from data may come from the first tensor of an evaluation, too; true within
+            ``scales_from_first_batch``.
     """
 
     scale_lr: float = 1.0
     follows_loss: bool = True
+    takes_first: bool = False
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -35,7 +39,7 @@ class Quantizer(nn.Module):
 
     @property
     def initialised(self) -> bool:
-        """Whether learned scales have their initial value; true without such scales."""
+        """Whether learned scales and statistics have a value; true without such."""
         return True
 
     @property
@@ -159,13 +163,17 @@ class QuantAct(Quantizer):
         return as_integers(self.levels(torch.arange(low, high + 1)))
 
 
-class QuantConv2d(nn.Conv2d):
-    """Convolution of a quantized weight with an (optionally quantized) input. The bias stays float.
+class QuantLayer(nn.Module):
+    """What a convolution and a Linear layer of a quantized weight and an (optionally quantized) input share.
+
+    It stands before torch's layer among the bases. The bias stays float.
 
     Attributes:
         shared: its quantized weight within `weights_quantized_once`, else ``None``.
     """
 
+    weight: Tensor
+    bias: Any
     shared: Tensor | None = None
 
     def __init__(
@@ -181,24 +189,51 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_quantizer(self.weight) if self.shared is None else self.shared
-        return self._conv_forward(self.input_quantizer(x), weight, self.bias)
+        return self._product(self.input_quantizer(x), weight)
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Of a class derived from torch's: its own forward, which finds ``weight`` in the place of the parameter."""
+        self.__dict__["weight"] = weight
+        try:
+            return super().forward(x)
+        finally:
+            del self.__dict__["weight"]
 
 
-def quantized_weights(convolutions: Sequence[QuantConv2d]) -> list[Tensor]:
-    return [convolution.weight_quantizer(convolution.weight) for convolution in convolutions]
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, self.bias)
+
+
+class QuantLinear(QuantLayer, nn.Linear):
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
+
+
+def initialise_weights(model: nn.Module) -> None:
+    """Set the learned scales of weights that have no value yet from the weights."""
+    for module in model.modules():
+        if isinstance(module, QuantLayer):
+            quantizer = module.weight_quantizer
+            if isinstance(quantizer, WeightQuantizer) and not quantizer.initialised:
+                quantizer.initialise(module.weight.detach())
+
+
+def quantized_weights(layers: Sequence[QuantLayer]) -> list[Tensor]:
+    return [layer.weight_quantizer(layer.weight) for layer in layers]
 
 
 @contextmanager
-def weights_quantized_once(convolutions: Sequence[QuantConv2d], quantize: Any = quantized_weights) -> Iterator[None]:
+def weights_quantized_once(layers: Sequence[QuantLayer], quantize: Any = quantized_weights) -> Iterator[None]:
     """Within it each weight is quantized once, however often the network runs: for passes between two optimizer steps.
 
     Args:
         quantize: `quantized_weights`, or a compiled form of it.
     """
     try:
-        for convolution, weight in zip(convolutions, quantize(convolutions), strict=True):
-            convolution.shared = weight
+        for layer, weight in zip(layers, quantize(layers), strict=True):
+            layer.shared = weight
         yield
     finally:
-        for convolution in convolutions:
-            convolution.shared = None
+        for layer in layers:
+            layer.shared = None

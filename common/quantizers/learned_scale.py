@@ -53,7 +53,6 @@ class LearnedScale(Quantizer, ABC):
         self.register_buffer("reference", torch.zeros(()))
         self.register_buffer("width", torch.tensor(bits))
         self._initialised = False  # mirrors ``reference > 0``, so that no forward pass reads the device
-        self._takes_first = False
 
     @property
     def initialised(self) -> bool:
@@ -84,7 +83,7 @@ class LearnedScale(Quantizer, ABC):
             self._initialised = True
             return
         value = self._initial(x)
-        if not (self.training or self._takes_first) and bool(torch.isfinite(value) & (value > 0)):
+        if not (self.training or self.takes_first) and bool(torch.isfinite(value) & (value > 0)):
             raise UserError(NO_VALUE)
         if self.training and distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(value)
@@ -126,15 +125,15 @@ class LearnedScale(Quantizer, ABC):
 
 @contextmanager
 def scales_from_first_batch(model: nn.Module) -> Iterator[None]:
-    """Within it, learned scales that have no value yet take it from the first tensor they see in evaluation, too."""
-    fresh = [m for m in model.modules() if isinstance(m, LearnedScale) and not m.initialised]
+    """Within it, learned scales and statistics without a value take it from the first tensor of an evaluation, too."""
+    fresh = [m for m in model.modules() if isinstance(m, Quantizer) and not m.initialised]
     try:
         for module in fresh:
-            module._takes_first = True
+            module.takes_first = True
         yield
     finally:
         for module in fresh:
-            module._takes_first = False
+            module.takes_first = False
 
 
 class SteppedWeight(LearnedScale, WeightQuantizer):
@@ -152,11 +151,14 @@ class SteppedWeight(LearnedScale, WeightQuantizer):
 
 
 class SteppedAct(LearnedScale, QuantAct):
-    """Codes 0 .. 2^k - 1 times the scale."""
+    """Codes 0 .. 2^k - 1 times the scale, or -2^(k-1) .. 2^(k-1) - 1 if signed."""
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, signed: bool = False) -> None:
         super().__init__(bits)
-        self.low, self.high = code_range(bits, signed=False)
+        self.low, self.high = code_range(bits, signed)
+
+    def settings(self) -> tuple[object, ...]:
+        return ("signed",) if self.low < 0 else ()
 
     def steps(self) -> tuple[Step, ...]:
         scale = self.settled()

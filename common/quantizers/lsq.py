@@ -73,7 +73,7 @@ class LSQWeight(_LSQQuantizer, SteppedWeight):
 
 
 class LSQAct(_LSQQuantizer, SteppedAct):
-    """For a convolution's input behind a ReLU; N is the number of features of one sample."""
+    """For a layer's input, signed if not behind a ReLU; N is the number of features of one sample."""
 
     def features(self, x: Tensor) -> int:
         return x[:1].numel()
@@ -87,6 +87,10 @@ def _activation(bits: int, scheme: Scheme) -> QuantAct:
     return LSQAct(bits)
 
 
+def _unnormalised(bits: int, scheme: Scheme, positive: bool) -> QuantAct:
+    return LSQAct(bits, signed=not positive)
+
+
 METHOD = Method(
     name="lsq",
     placement=IN_CONV,
@@ -94,4 +98,5 @@ METHOD = Method(
     act_bits=range(2, 9),
     weight=_weight,
     activation=_activation,
+    unnormalised=_unnormalised,
 )

@@ -86,6 +86,27 @@ def round_ste(x: Tensor) -> Tensor:
     return _RoundSTE.apply(x)
 
 
+class _StraightIf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, quantized: Tensor, w: Tensor, condition: Tensor) -> Tensor:
+        ctx.save_for_backward(condition)
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (condition,) = ctx.saved_tensors
+        return grad, torch.where(condition, grad, 0), None
+
+
+def straight_if(condition: Tensor, quantized: Tensor, w: Tensor) -> Tensor:
+    """``quantized``, with the gradient going to w as well where the 0-dimensional ``condition`` holds.
+
+    Weights of a scale of zero, as of a head that starts at zero, would get none otherwise and stay there.
+    """
+    return _StraightIf.apply(quantized, w, condition)
+
+
 def widen(x: Tensor) -> Tensor:
     """x in the type to compute in: float64 stays, everything else is float32."""
     return x if x.dtype == torch.float64 else x.float()

@@ -25,6 +25,11 @@ class Method:
         placement: where activations are quantized: before the ReLU, after it, or by the next convolution.
         weight_bits, act_bits: the widths it defines, 32 (float) apart.
         weight, activation: make a quantizer from (bits, scheme).
+        scaled_weight: the same for weights of a layer that no BatchNorm follows, where ``weight`` leaves their scale
+            to that; None: ``weight`` keeps it.
+        unnormalised: makes the quantizer of activations that no BatchNorm normalises from (bits, scheme, whether none
+            of them is negative), and gives None where it has no codes for them. By default ``activation`` does for
+            those that are not negative.
         options: the class of its own options, a frozen dataclass whose fields are flags (common.flags); none is called
             like a field of Scheme.
         aligns: has the 32-bit form of ``--stage align``.
@@ -37,6 +42,8 @@ class Method:
     act_bits: Collection[int]
     weight: Callable[[int, "Scheme"], WeightQuantizer]
     activation: Callable[[int, "Scheme"], QuantAct]
+    scaled_weight: Callable[[int, "Scheme"], WeightQuantizer] | None = None
+    unnormalised: Callable[[int, "Scheme", bool], QuantAct | None] | None = None
     options: type = NoOptions
     aligns: bool = False
     reported_weight_bits: int | None = None
@@ -94,12 +101,28 @@ class Scheme:
 
     def conv(self, *args: Any, image_input: bool = False, **kwargs: Any) -> nn.Conv2d:
         """The convolution to build; arguments are nn.Conv2d's. ``image_input``: its input is the image, left float."""
-        weight = None if self._skips(self.bitW) else self.method.weight(self.bitW, self)
+        weight = self.weights()
         own_input = self.method.placement == IN_CONV and not image_input and not self._skips(self.abitW)
         act = self.method.activation(self.abitW, self) if own_input else None
         if weight is None and act is None:
             return nn.Conv2d(*args, **kwargs)
         return QuantConv2d(*args, weight_quantizer=weight, input_quantizer=act, **kwargs)
+
+    def weights(self, scaled: bool = False) -> WeightQuantizer | None:
+        """The quantizer of a layer's weights; ``scaled``: no BatchNorm follows the layer. None: they are float."""
+        make = (self.method.scaled_weight if scaled else None) or self.method.weight
+        return None if self._skips(self.bitW) else make(self.bitW, self)
+
+    def unnormalised(self, positive: bool) -> QuantAct | None:
+        """The quantizer of a layer's input that no BatchNorm normalises; ``positive``: none of it is negative.
+
+        None: it is float, or the method has no codes for it.
+        """
+        if self._skips(self.abitW):
+            return None
+        if self.method.unnormalised is not None:
+            return self.method.unnormalised(self.abitW, self, positive)
+        return self.method.activation(self.abitW, self) if positive else None
 
     def before_relu(self) -> nn.Module:
         """What stands between a BatchNorm and its ReLU, or between a branch's last BatchNorm and the addition."""

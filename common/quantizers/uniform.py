@@ -1,7 +1,8 @@
 """Uniform quantization with nothing learned: the plain baseline.
 
 Weights lie on the 2^k levels m (2 c / n - 1), c in {0..n}, m = max |w|; activations, behind their ReLU, on the 2^k
-levels act_range c / n.
+levels act_range c / n. Where no BatchNorm normalises activations, they are standardised by their running statistics and
+lie on levels b (2 c / n - 1), b the range of least squared error on a normal variable (Max, 1960, table II).
 """
 
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from common.quantizers.layers import QuantAct, WeightQuantizer
-from common.quantizers.rounding import Grid, exact_grid, round_clipped
+from common.quantizers.rounding import Grid, exact_grid, round_clipped, round_ste
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
-from common.quantizers.steps import Step, clipped_steps
+from common.quantizers.standardised import StandardisedAct
+from common.quantizers.steps import Add, Clip, Multiply, Round, Step, clipped_steps
 
 
 class _UniformWeight(torch.autograd.Function):
@@ -60,12 +62,37 @@ class UniformAct(QuantAct):
         return (self.act_range,)
 
 
+NORMAL_STEPS = (1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)  # Max's, for 1 to 8 bits
+
+
+class StandardUniformAct(StandardisedAct):
+    """Gradient 1 where nothing is clipped, 0 outside."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.high = NORMAL_STEPS[bits - 1] * (2**bits - 1) / 2
+        self.grid = exact_grid(bits, self.high)
+
+    def quantize(self, u: Tensor) -> Tensor:
+        kept = u.clamp(-self.high, self.high)
+        return self.grid.values(round_ste(kept * self.grid.scale + self.grid.offset))
+
+    def standard_steps(self) -> tuple[Step, ...]:
+        scale, offset = self.grid.scale, self.grid.offset
+        clipped = Clip(-self.high, self.high), Multiply(scale), Add(offset)
+        return *clipped, Round(), Add(-offset), Multiply(1 / scale)
+
+
 def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:
     return UniformWeight(bits)
 
 
 def _activation(bits: int, scheme: Scheme) -> QuantAct:
     return UniformAct(bits, scheme.act_range)
+
+
+def _unnormalised(bits: int, scheme: Scheme, positive: bool) -> QuantAct:
+    return StandardUniformAct(bits)
 
 
 METHOD = Method(
@@ -75,4 +102,5 @@ METHOD = Method(
     act_bits=range(1, 9),
     weight=_weight,
     activation=_activation,
+    unnormalised=_unnormalised,
 )

@@ -16,7 +16,7 @@ from common.admm.crp import CRP
 from common.config.groups import Quantization
 from common.errors import UserError, one_line
 from common.flags import Flag, flags_of, shown
-from common.quantizers.layers import QuantConv2d, Quantizer, WeightQuantizer
+from common.quantizers.layers import Quantizer, initialise_weights
 from common.reading import reason
 from common.torch_files import is_plain
 from common.writing import write_whole
@@ -222,11 +222,7 @@ def load_weights(model: nn.Module, path: Path, method: str | None = None) -> tup
             f"the network {needed[0]}); expected a file of this model"
         )
     model.load_state_dict(usable, strict=False)
-    for module in model.modules():
-        if isinstance(module, QuantConv2d):
-            quantizer = module.weight_quantizer
-            if isinstance(quantizer, WeightQuantizer) and not quantizer.initialised:
-                quantizer.initialise(module.weight.detach())
+    initialise_weights(model)
     return (
         LoadReport(
             tuple(usable),

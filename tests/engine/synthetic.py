@@ -115,6 +115,10 @@ class Lab:
         )
 
 
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
 def make_lab(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     sets = {"source": images("source", 16), "target": images("target", 16, brighter=40)}
     tests = {"source": images("st", 20), "target": images("tt", 20, brighter=40)}

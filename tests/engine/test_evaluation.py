@@ -1,7 +1,6 @@
 """What an evaluation says and leaves alone, which epoch is the best, and that the result is that epoch's."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +13,7 @@ from common.data.kinds import RunData
 from common.data.tensors import ImageSet, TensorBatches
 from common.engine import evaluation, trainer
 from common.models import build_model, class_logits
-from tests.engine.synthetic import CLASSES, Lab, images, make_lab
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    return make_lab(tmp_path, monkeypatch)
+from tests.engine.synthetic import CLASSES, Lab, images
 
 
 def batches(image_set: ImageSet, size: int) -> TensorBatches:
@@ -81,6 +75,10 @@ def test_means_are_over_images_and_the_target_is_domain_one(
     )
     if logits.shape[1] > 4:
         wanted["prec1_domain"] = 10.0 * sum(int(row[1] > row[0]) for row in logits[:, 4:])
+    p = logits[:, :4].softmax(1)
+    wanted["entropy"] = (p * p.log()).sum(1).mean().item()  # of all ten images, not of the last batch
+    wanted["im"] = wanted["entropy"] - (p.mean(0) * p.mean(0).log()).sum().item()
+    assert means.pop("snd") > 0
     assert means == pytest.approx(wanted, rel=1e-4)
 
 
@@ -125,6 +123,7 @@ SCRIPT = {  # accuracies by epoch, each with its own best
     "test": [30.0, 50.0, 50.0, 10.0],
     "val": [20.0, 10.0, 30.0, 30.0],
 }
+CRITERIA = {"entropy": [-2.0, -1.5, -1.0, -1.2], "im": [0.1, 0.3, 0.2, 0.5], "snd": [0.9, 0.3, 0.2, 0.5]}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +132,9 @@ SCRIPT = {  # accuracies by epoch, each with its own best
         ("digits", "target", 1),
         ("digits", "source", 0),
         ("digits", "last", 3),
+        ("digits", "entropy", 2),
+        ("digits", "im", 3),
+        ("digits", "snd", 0),
         ("single", "test", 1),
         ("single", "val", 2),
         ("single", "last", 3),
@@ -146,7 +148,8 @@ def test_the_best_epoch_is_the_first_best_of_what_selects_it_and_the_result_is_i
     def scripted(objective: Objective, data: RunData, name: str, job: Any, epoch: int) -> tuple[dict[str, float], None]:
         if name == next(iter(data.test)):
             weights.append(copy.deepcopy(objective.network.state_dict()))
-        return {"loss": 1.0, "prec1": SCRIPT[name][epoch], "prec5": 100.0}, None
+        criteria = {what: values[epoch] for what, values in CRITERIA.items()} if name == "target" else {}
+        return {"loss": 1.0, "prec1": SCRIPT[name][epoch], "prec5": 100.0, **criteria}, None
 
     monkeypatch.setattr(trainer, "evaluate", scripted)
     lab.test["val"] = images("val", 12)

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +14,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from common.adaptation import OBJECTIVES, Objective
 from common.admm.crp import CRP
 from common.data.kinds import cyclic
-from tests.engine.synthetic import Lab, Small, images, make_lab
+from tests.engine.synthetic import Lab, Small, images, same
 
 ADAPTING = [name for name, one in OBJECTIVES.items() if one.adapts]
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    return make_lab(tmp_path, monkeypatch)
 
 
 @contextmanager
@@ -47,10 +41,6 @@ def every_step() -> Iterator[list[list[dict[str, Any]]]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def strength(progress: float) -> float:

@@ -1,6 +1,5 @@
 """What an objective trains beside the network, a discriminator: saved, resumed, evaluated and shared as the network is."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,18 +7,12 @@ import torch
 
 from common.adaptation import OBJECTIVES
 from common.errors import UserError
-from tests.engine.synthetic import Lab, make_lab
-from tests.engine.test_glue import ADAPTING, same
+from tests.engine.synthetic import Lab, same
 from tests.machine import test_distributed
 
 CDAN = ["--adaptation", "cdan", "--cdan_hidden", 16, "--lr", 0.05, "--momentum", 0.9]
 
 pair = test_distributed.pair
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    return make_lab(tmp_path, monkeypatch)
 
 
 def test_heads_are_saved_as_they_are_and_a_resumed_run_ends_with_the_same(lab: Lab) -> None:
@@ -74,7 +67,7 @@ def test_a_quantized_run_goes_on_with_the_discriminator_of_its_float_source(lab:
     )
 
 
-@pytest.mark.parametrize("name", ADAPTING)
+@pytest.mark.parametrize("name", [name for name, one in OBJECTIVES.items() if one.adapts])
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_two_processes_train_every_objective_to_the_same_network_and_heads(
     name: str, warmup: int, pair: Any, lab: Lab

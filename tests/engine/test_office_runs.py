@@ -170,3 +170,23 @@ def test_a_file_from_before_split_seed_counts_as_split_by_its_seed() -> None:
     assert split_seen(OfficeOptions(), {"seed": 1}) == ""
     assert "another split (--split_seed 0)" in split_seen(OfficeOptions(), {"seed": 0})
     assert split_seen(OfficeOptions(train_split=False), {"seed": 0}) == "", "whole domains are tested as they are"
+
+
+def test_domains_called_as_those_of_office31_are_just_names_elsewhere(
+    small: list, folders: Path, tmp_path: Path
+) -> None:
+    for name, domain in (("amazon", "Art"), ("webcam", "Clipart")):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).symlink_to(folders / domain)
+    words = [*small, "--data_dir", tmp_path / "mine", "--src_data", "amazon", "--tgt_data", "webcam", "--bitW", 32]
+    result = run("cross_domain/dann_office/cdf_alignment", *words, "--select", "im", "--num_epochs", 2)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
+    judged = [row["target"]["im"] for row in rows]
+    assert summary(tmp_path / "job")["best"]["epoch"] == judged.index(max(judged))
+    assert "selected by im)" in result.stderr, "and reads no labels"
+    (tmp_path / "mine").rename(tmp_path / "office31")
+    line = refusal(
+        "cross_domain/dann_office/cdf_alignment", *words, "--data_dir", tmp_path, "--job_dir", tmp_path / "b"
+    )
+    assert "--allow_partial" in line, "there it is Office-31"

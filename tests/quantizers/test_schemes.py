@@ -213,7 +213,7 @@ def test_a_methods_own_options_reach_its_quantizers_and_are_read_as_if_typed(mon
     assert scheme.own == HalvesOptions(0.25, False)
     assert scheme.after_relu()(torch.ones(3)).tolist() == [0.25] * 3
     for options, message in (
-        ({"end": -1}, "^--method halves: end: expected a number above 0 and up to 1e\+30, not '-1'$"),
+        ({"end": -1}, r"^--method halves: end: expected a number above 0 and up to 1e\+30, not '-1'$"),
         ({"halved": "perhaps"}, "^--method halves: halved: expected true or false"),
         ({"ends": 1}, "^--method halves: unknown option ends; expected some of bitW, .*stage, end, halved$"),
     ):

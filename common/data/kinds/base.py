@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.flags import flag, number, path, switch
 
 DOMAINS = ("source", "target")
+SELECT = ("target", "source", "last", "entropy", "im", "snd")  # what chooses the best epoch of two domains
 
 
 Batches = TensorBatches | FolderBatches

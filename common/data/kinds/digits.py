@@ -8,7 +8,7 @@ import torch
 
 from common.data import digits
 from common.data.demo import digits as demo_digits
-from common.data.kinds.base import DOMAINS, Batching, DataKind, DataOptions, RunData, refuse_same
+from common.data.kinds.base import DOMAINS, SELECT, Batching, DataKind, DataOptions, RunData, refuse_same
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.tensors import ImageSet, TensorBatches
@@ -24,7 +24,7 @@ class DigitsOptions(DataOptions):
     tgt_split: bool = switch(True, "train on the target's training split")
     tgt_data_dir: str | None = flag(None, path, "folder of MNIST-M")
     img_size: int = flag(28, number(int, 16, 1024, "a side"), "side of the images")
-    select: str = flag("target", help="what chooses model_best.pt", choices=("target", "source", "last"))
+    select: str = flag("target", help="what chooses model_best.pt", choices=SELECT)
 
     @property
     def side(self) -> int:

@@ -30,4 +30,3 @@ class Format:
     read: Callable[[Path], tuple[nn.Module | Logits, Description]] | None = None
     why_not: str = ""
     engine: str = ""
-

@@ -5,6 +5,7 @@
     <layer>.codes        bytes    ceil(numel k / 8), see common.deploy.packed.packing
     <batch norm>         (4, C)   weight, bias, running mean, running variance
     activation_scales    (A,)     learned scales of activations, in the network's order
+    activation_moments   (M, 2)   running means and variances of activations, in the network's order
     any other            as it is, under its name in the network
 
 What evaluation does not read (batch counters, float copies of quantized weights) is not in it.
@@ -20,32 +21,36 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common.deploy.graph import refuse_unset
 from common.deploy.packed.packing import DecodedWeight, code_bits, decode, encode
 from common.errors import UserError
-from common.quantizers.layers import QuantConv2d, WeightQuantizer
+from common.quantizers.layers import QuantLayer, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale
+from common.quantizers.standardised import StandardisedAct
 
-TABLES = ("levels", "scales", "activation_scales")
+TABLES = ("levels", "scales", "activation_scales", "activation_moments")
 
 
 @dataclass(frozen=True)
 class _Parts:
     """A network's modules by how a packed file keeps them, and the names of the state that is kept as it is."""
 
-    packed: dict[str, QuantConv2d]
+    packed: dict[str, QuantLayer]
     norms: dict[str, Any]
     scaled: dict[str, LearnedScale]
+    standardised: dict[str, StandardisedAct]
     plain: tuple[str, ...]
 
 
 def _parts(network: nn.Module) -> _Parts:
     modules = dict(network.named_modules())
-    packed = {name: m for name, m in modules.items() if isinstance(m, QuantConv2d) and _is_packed(m.weight_quantizer)}
+    packed = {name: m for name, m in modules.items() if isinstance(m, QuantLayer) and _is_packed(m.weight_quantizer)}
     norms = {name: m for name, m in modules.items() if isinstance(m, _BatchNorm) and m.affine and m.track_running_stats}
     within = {f"{name}.weight_quantizer" for name in packed}
     scaled = {name: m for name, m in modules.items() if isinstance(m, LearnedScale) and name not in within}
-    elsewhere = tuple(f"{name}." for name in (*norms, *scaled, *within))
+    standardised = {name: m for name, m in modules.items() if isinstance(m, StandardisedAct)}
+    elsewhere = tuple(f"{name}." for name in (*norms, *scaled, *standardised, *within))
     first = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}  # of shared ones
     plain = (key for key in network.state_dict() if key in first and not key.startswith(elsewhere))
-    return _Parts(packed, norms, scaled, tuple(key for key in plain if key.removesuffix(".weight") not in packed))
+    plain = (key for key in plain if key.removesuffix(".weight") not in packed)
+    return _Parts(packed, norms, scaled, standardised, tuple(plain))
 
 
 def _is_packed(quantizer: nn.Module) -> bool:
@@ -71,6 +76,10 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     if parts.scaled:
         refuse_unset(parts.scaled.items())
         tensors["activation_scales"] = torch.stack([one.settled() for one in parts.scaled.values()])
+    if parts.standardised:
+        refuse_unset(parts.standardised.items())
+        moments = [torch.stack((one.running_mean, one.running_var)) for one in parts.standardised.values()]
+        tensors["activation_moments"] = torch.stack(moments)
     scales = []
     for name, layer in parts.packed.items():
         quantizer: Any = layer.weight_quantizer
@@ -95,6 +104,8 @@ def check(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     expected |= {name: (torch.float32, (4, norm.num_features)) for name, norm in parts.norms.items()}
     if parts.scaled:
         expected["activation_scales"] = (torch.float32, (len(parts.scaled),))
+    if parts.standardised:
+        expected["activation_moments"] = (torch.float32, (len(parts.standardised), 2))
     if parts.packed:
         quantizer: Any = next(iter(parts.packed.values())).weight_quantizer
         levels = quantizer.levels()
@@ -112,12 +123,12 @@ def check(network: nn.Module, tensors: dict[str, Tensor]) -> None:
 def _groups(parts: _Parts, scales: Tensor) -> list[int]:
     """How many scales each packed layer has: one, or one for each filter."""
     per_filter = len(scales) != len(parts.packed)
-    return [layer.out_channels if per_filter else 1 for layer in parts.packed.values()]
+    return [len(layer.weight) if per_filter else 1 for layer in parts.packed.values()]
 
 
 @torch.no_grad()
 def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """The reverse, for tensors that ``check`` has let pass; its convolutions keep the decoded weights alone."""
+    """The reverse, for tensors that ``check`` has let pass; its layers keep the decoded weights alone."""
     parts, state = _parts(network), network.state_dict()
     for name in parts.plain:
         state[name].copy_(tensors[name])
@@ -126,9 +137,12 @@ def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
             own.copy_(row)
     for module, scale in zip(parts.scaled.values(), tensors.get("activation_scales", ()), strict=True):
         module.load_state_dict({"scale": scale, "reference": scale, "width": torch.tensor(module.bits)})
+    for one, moments in zip(parts.standardised.values(), tensors.get("activation_moments", ()), strict=True):
+        one.set_statistics(moments[0], moments[1], batches=1)
     if parts.packed:
         groups = tensors["scales"].split(_groups(parts, tensors["scales"]))
         for (name, layer), scales in zip(parts.packed.items(), groups, strict=True):
-            layer.weight.copy_(decode(tensors[f"{name}.codes"], scales, tensors["levels"], layer.weight.shape))
+            decoded = decode(tensors[f"{name}.codes"], scales, tensors["levels"], layer.weight.shape)
+            layer.weight = nn.Parameter(decoded.to(layer.weight))  # one of its own: tied weights may differ in scale
             origin: Any = layer.weight_quantizer
             layer.weight_quantizer = DecodedWeight(origin, scales.clone())
