@@ -21,7 +21,7 @@ class OfficeOptions(DataOptions):
     tgt_split: bool = switch(True, "accepted, without use: --train_split divides both domains")
     train_split: bool = switch(True, "80/20 split; False: the whole domain for training and test")
     split_seed: int = flag(1, seed_number, "of that split, the same for all seeds of a comparison")
-    img_size: int = flag(224, number(int, 32, 4096, "a side"), "side of the images")
+    img_size: int = flag(224, number(int, 16, 4096, "a side"), "side of the images")
     allow_partial: bool = switch(False, "accept Office-31 with other counts than the known ones")
     select: str = flag("target", help="what chooses model_best.pt", choices=SELECT)
 
