@@ -40,10 +40,10 @@ def evaluate(
         images: a folder of class folders to take in place of the task's test data; a torchvision network has no other.
         network: name of the network, for a checkpoint that does not record it.
         fast: compile --model to int8 layers for this CPU (networks of ours); --against stays as it is.
-        flags: for the data: --demo --data_dir --tgt_data_dir --download --src_data --tgt_data --train_split --split_seed
-            --allow_partial --eval_batch_size --num_workers --device --gpus. What is not typed is as in the file's run,
-            --demo apart. For a checkpoint also --method --bitW --abitW --act_range --levels --stage --img_size
-            --quant_shortcut.
+        flags: for the data: --demo --data_dir --tgt_data_dir --download --src_data --tgt_data --train_split
+            --split_seed --allow_partial --eval_batch_size --num_workers --device --gpus. What is not typed is as in the
+            file's run, --demo apart. For a checkpoint also --method --bitW --abitW --act_range --levels --stage
+            --img_size --quant_shortcut.
     """
     typed, wanted = divided(flags)
     if images is not None and wanted:

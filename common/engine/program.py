@@ -65,10 +65,10 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
             distributed.synchronise_batch_norm(objective.trained)
         if options.run.test_only:
             job.begin()
-            return test_only(objective, data, job, batching)
+            return test_only(objective, data, job)
         trainer = Trainer(objective, data, options, job, pretrained)
         job.begin()
-        return trainer.train(batching)
+        return trainer.train()
     finally:
         job.close()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.adaptation import Objective
 from common.config.options import Options
-from common.data.kinds import Batching, RunData, cyclic
+from common.data.kinds import RunData, cyclic
 from common.engine.evaluation import evaluate
 from common.engine.meters import FiniteWatch, Pace, Sums, precision, progress_bar
 from common.engine.result import finish
@@ -74,7 +74,7 @@ class Trainer:
         self.start, self.peaks = content["epoch"], content["peaks"]
         self.best = content["best"] or self.best
 
-    def train(self, batching: Batching) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
         """Returns the summary, in the first process."""
         if self.start == 0:
             self._draw_features_before()
@@ -88,7 +88,7 @@ class Trainer:
             self.job.save(self._state(row, epoch), epoch, is_best)
         if not distributed.leave():
             return {}
-        return finish(self.objective, self.data, self.job, self.best, batching)
+        return finish(self.objective, self.data, self.job, self.best)
 
     def _draw_features_before(self) -> None:
         if not (self.job.writes and self.options.task.cross):

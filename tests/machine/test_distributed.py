@@ -130,7 +130,12 @@ def _train(task: Task, objective: Any, domains: tuple[str, ...], steps: int) -> 
         "0.1",
     ]
     words += ["--epoch_length", "min"] if task.cross else []
-    silent = {"log": lambda text: None, "scalars": lambda *values: None, "last": Path("none"), "restore": lambda tested: None}
+    silent = {
+        "log": lambda text: None,
+        "scalars": lambda *values: None,
+        "last": Path("none"),
+        "restore": lambda tested: None,
+    }
     data = RunData({domain: _images(domain, 8 * steps) for domain in domains}, {}, (), "")
     trainer = Trainer(objective, data, parse(task, words), SimpleNamespace(**silent), pretrained=False)  # type: ignore[arg-type]
     return objective.network.state_dict(), trainer.train_one_epoch(0)["train"]
