@@ -23,7 +23,6 @@ from common.reading import reason
 
 MOST_CLASSES, MOST_SIDE = 1_000_000, 8192
 NO_TASK = "none"  # of a network that tells apart the class folders of a user
-TASK_DATA = {entry.task: entry.data for entry in NETWORKS.values()}
 SCHEME = {"method": "ours", "bitW": 32, "abitW": 32, "act_range": 2.0, "levels": "exact", "stage": "plain"}
 
 side = number(int, 1, MOST_SIDE, "a side")
@@ -58,7 +57,7 @@ class Description:
     @property
     def data_kind(self) -> str:
         """Of its task (common.data.kinds); "" without a task."""
-        return TASK_DATA.get(self.task, "")
+        return data_of_tasks().get(self.task, "")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -101,7 +100,7 @@ class Description:
         try:
             content = cls(**json.loads(text))
             entry = known_network(str(content.model))
-            fits = [task for task, data in TASK_DATA.items() if entry is None or data == entry.data]
+            fits = [task for task, data in data_of_tasks().items() if entry is None or data == entry.data]
             if content.task not in fits + ([NO_TASK] if entry is None else []):
                 raise ValueError(f"network {content.model} with task {shown(content.task)}")
             classes = tuple(word(name) for name in content.classes)
@@ -127,6 +126,11 @@ class _Arguments:
     quant_shortcut: bool = switch(False, "")
     adapts: bool = switch(False, "")
     bottleneck: bool = switch(False, "")
+
+
+def data_of_tasks() -> dict[str, str]:
+    """The kind of data of each task, by name."""
+    return {entry.task: entry.data for entry in NETWORKS.values()}
 
 
 def scheme_flags(method: str) -> dict[str, Flag]:
@@ -171,7 +175,7 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
     known: tuple[str, ...] = ()
     if entry is None:
         task, size = str(config.get("task") or NO_TASK), int(config.get("img_size") or 224)
-        preprocessing = PREPROCESSING.get(TASK_DATA.get(task, ""), of_photographs)(size)
+        preprocessing = PREPROCESSING.get(data_of_tasks().get(task, ""), of_photographs)(size)
         if (objective := config.get("adaptation")) in OBJECTIVES:
             arguments |= {"adapts": True, "img_size": size, "bottleneck": OBJECTIVES[objective].bottleneck}
     else:
