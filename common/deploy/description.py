@@ -36,7 +36,7 @@ class Description:
     Attributes:
         model: ``build_model``'s name. scheme: its method, bitW, abitW, act_range, levels and stage, and the options
             that the method has of its own.
-        arguments: ``build_model``'s num_classes, and img_size or quant_shortcut where the network has it.
+        arguments: ``build_model``'s num_classes, and img_size, quant_shortcut or quant_linear where the network has it.
         task: the name of the task, or ``NO_TASK``. classes: the class names; empty if unknown.
         preprocessing: side an image is resized to, side of the centre cropped from it, and mean and std by channel of
             pixels in [0, 1].
@@ -125,6 +125,7 @@ class _Arguments:
     num_classes: int = flag(10, number(int, 1, MOST_CLASSES))
     img_size: int = flag(224, side)
     quant_shortcut: bool = switch(False, "")
+    quant_linear: bool = switch(False, "")
     adapts: bool = switch(False, "")
     bottleneck: bool = switch(False, "")
 
@@ -172,6 +173,7 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
     if entry is None:
         task, size = str(config.get("task") or NO_TASK), int(config.get("img_size") or 224)
         preprocessing = PREPROCESSING.get(TASK_DATA.get(task, ""), of_photographs)(size)
+        arguments |= {"quant_linear": True} if config.get("quant_linear") else {}
         if (objective := config.get("adaptation")) in OBJECTIVES:
             arguments |= {"adapts": True, "img_size": size, "bottleneck": OBJECTIVES[objective].bottleneck}
     else:

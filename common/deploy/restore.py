@@ -16,7 +16,17 @@ from common.models.foreign import changed_since
 from common.quantizers import METHODS
 from common.runs import checkpoint
 
-NETWORK_FLAGS = ("method", "bitW", "abitW", "act_range", "levels", "stage", "img_size", "quant_shortcut")
+NETWORK_FLAGS = (
+    "method",
+    "bitW",
+    "abitW",
+    "act_range",
+    "levels",
+    "stage",
+    "img_size",
+    "quant_shortcut",
+    "quant_linear",
+)
 
 
 def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]]:

@@ -183,3 +183,49 @@ def test_the_best_epoch_by_a_criterion_without_labels_is_where_it_is_greatest(se
     values = [row["target"][select] for row in rows]
     assert summary["best"]["epoch"] == values.index(max(values))
     assert summary["selected_by"] == select
+
+
+@pytest.mark.parametrize("task", ["single", "office"])
+def test_quant_linear_quantizes_every_layer_and_files_rebuild_it(
+    task: str, file: Path, lab: Lab, tmp_path: Path
+) -> None:
+    model = f"{file}:net"
+    words = ["--model", model, "--num_epochs", 1, "--bitW", 4, "--pretrained", "no"]
+    without, summary = (lab.run(task, *words, *more, job=f"job{len(more)}") for more in ((), ("--quant_linear",)))
+    head = "classifier" if task == "office" else "7"
+    prefix = "feature." if task == "office" else ""
+    assert {f"{prefix}4", head} <= without["coverage"]["left_float"].keys()
+    assert set(summary["coverage"]["left_float"]) <= {"classifier"}, "the head that is put on stays float"
+    checkpoint = lab.folder / "job1/checkpoint/last.pt"
+    assert lab.checkpoint(job="job1")["config"]["quant_linear"] is True
+    network, description, _ = restore(checkpoint, model=model)
+    x = torch.randn(2, *description.image_shape)
+    for name in ("net.safetensors", "net.onnx"):
+        form = "onnx" if name.endswith("onnx") else "packed"
+        status, out, errors = type_in(
+            *("export", "--checkpoint", checkpoint, "--out", tmp_path / name, "--format", form, "--model", model)
+        )
+        assert status == 0, errors
+        assert out.splitlines()[-1].startswith("quantized: ")
+        found = open_file(tmp_path / name, model=model)
+        assert found.description.arguments["quant_linear"] is True
+        with torch.no_grad():
+            torch.testing.assert_close(found.logits(x), network(x), rtol=0, atol=0 if form == "packed" else 1e-4)
+
+
+def test_a_network_of_the_paper_keeps_its_layers(lab: Lab) -> None:
+    with pytest.raises(UserError, match="--quant_linear: resnet20_quant keeps the layers of the paper"):
+        lab.run("single", "--quant_linear")
+
+
+def test_the_end_of_a_run_says_what_stayed_float_and_names_it_on_request(file: Path, lab: Lab) -> None:
+    words = ["--model", f"{file}:net", "--num_epochs", 1, "--bitW", 4, "--pretrained", "no"]
+    summary = lab.run("single", *words, "--float_names")
+    covered = summary["coverage"]
+    assert (covered["parameters"], covered["quantized_parameters"]) == (444, 3 * 9 * 8 + 8 * 9)
+    log = (lab.folder / "job/logger.log").read_text()
+    assert "quantized: 64.9 % of 444 parameters" in log
+    assert "left float: 4: no BatchNorm behind it" in log
+    assert "left float: 7: a Linear" in log
+    lab.run("single", *words, job="plain")
+    assert "left float:" not in (lab.folder / "plain/logger.log").read_text()
