@@ -3,7 +3,7 @@
 What keeps statistics is every BatchNorm and every quantizer that standardises by its own (``StandardisedAct``).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -32,7 +32,13 @@ def restore_statistics(statistics: Statistics) -> None:
             buffer.copy_(value)
 
 
-def estimate_statistics(model: nn.Module, batches: Iterable[Tensor], *arguments: object, prior: float = 0.0) -> None:
+def estimate_statistics(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *arguments: object,
+    forward: Callable[..., object] | None = None,
+    prior: float = 0.0,
+) -> None:
     """Give every running mean and variance its average over the images of the batches, the old value as a prior.
 
     Of batches with n_b images and a statistic s_b each, and the old value s_0, with N0 the prior:
@@ -45,10 +51,10 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor], *arguments:
 
     Args:
         batches: (B, C, H, W) on the model's device, B >= 2; drawn once, none is kept.
-        arguments: passed to the model behind the images.
+        arguments: passed behind the images. forward: what is called with them, and calls the model; None: the model.
         prior: N0 >= 0, how many images the old statistics count as. 0: the old ones are forgotten (with batches of one
             size these are torch's ``momentum=None``). The mixture with the source's of Schneider et al., NeurIPS 2020,
-            arXiv 2006.16971, section 2.
+            arXiv 2006.16971.
     """
     momenta = {norm: norm.momentum for norm in norms(model)}
     seen = dict.fromkeys(momenta, prior)
@@ -64,7 +70,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor], *arguments:
             norm.reset_running_stats()
         with on_batch_statistics(model):
             for batch in batches:
-                model(batch, *arguments)
+                (forward or model)(batch, *arguments)
     except BaseException:
         restore_statistics(before)
         raise

@@ -14,7 +14,7 @@ from common.runs import checkpoint
 
 SAME_RUN = (  # what a resumed run must have been made with
     *("model", "method", "bitW", "abitW", "demo", "seed", "split_seed", "select", "train_batch_size"),
-    *("src_data", "tgt_data", "adaptation"),
+    *("src_data", "tgt_data", "adaptation", "distill_weight", "distill_temperature"),
 )
 NEEDED = ("config", "state_dict_t", "optimizer_t", "random", "epoch", "best", "peaks", "pretrained")
 METRICS = "metrics.jsonl"
