@@ -274,7 +274,7 @@ def _refuse_idle(values: Mapping[str, Any], typed: Collection[str]) -> None:
         if name in typed and values["distill"] is None:
             raise UserError(f"--{name}: belongs to --distill FILE, which this run does not have")
     for name in ("lr_decay_steps", "lr_gamma"):
-        if name in typed and values["schedule"] == "cosine":
+        if name in typed and values[name] and values["schedule"] == "cosine":
             raise UserError(f"--{name}: belongs to --schedule steps, this run has --schedule cosine")
 
 
