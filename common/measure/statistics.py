@@ -47,7 +47,7 @@ def estimate_statistics(
 
     computed as it goes, each batch counting n_b / (N0 + images so far). Every batch is normalised by its own statistics
     on its way through, as in training; all else, dropout for one, is in evaluation mode. Weights, modes and momenta
-    stay as they were, and statistics too where the pass fails.
+    stay as they were, and statistics too where the pass fails or no image comes by.
 
     Args:
         batches: (B, C, H, W) on the model's device, B >= 2; drawn once, none is kept.
@@ -61,13 +61,13 @@ def estimate_statistics(
     before = statistics_of(model)
 
     def weigh(norm: Norm, inputs: tuple[Tensor, ...]) -> None:
+        if seen[norm] == 0:
+            norm.reset_running_stats()
         seen[norm] += len(inputs[0])
         norm.momentum = len(inputs[0]) / seen[norm]
 
     hooks = [norm.register_forward_pre_hook(weigh) for norm in momenta]
     try:
-        for norm in momenta if prior == 0 else ():
-            norm.reset_running_stats()
         with on_batch_statistics(model):
             for batch in batches:
                 (forward or model)(batch, *arguments)

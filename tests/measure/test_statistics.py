@@ -82,6 +82,15 @@ def test_statistics_alone_change_and_what_is_infinite_is_forgotten() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_norm_that_no_image_reaches_keeps_its_statistics() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    for norm in model:
+        norm.running_mean.fill_(2.0)
+    estimate_statistics(model, draw(4), forward=model[0])
+    assert model[1].running_mean.tolist() == [2.0] * 3
+    assert 2.0 not in model[0].running_mean.tolist()
+
+
 def test_a_pass_that_fails_leaves_the_statistics() -> None:
     model = network()
     estimate_statistics(model, draw(4))
