@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from common.config.options import parse
 from common.data.kinds import cyclic
 from common.errors import UserError
 from common.models import build_model
 from common.runs import checkpoint
+from common.runs.teacher import read_teacher
 from tests.conftest import refusal, run
-from tests.engine.synthetic import CLASSES, Lab, same
+from tests.engine.synthetic import CLASSES, TASKS, Lab, same
 
 FOUR_BITS = ["--bitW", 4, "--pretrained", "no", "--num_epochs", 2, "--lr", 0.1, "--momentum", 0.9]
 
@@ -122,6 +124,19 @@ def test_what_is_no_teacher_is_refused_in_one_line_before_training(small_data: P
     assert "belongs to --distill FILE" in refusal("single_domain/resnet20", *words, "--distill_weight", 2)
     for flag, word in (("weight", "-1"), ("weight", "nan"), ("temperature", "0"), ("temperature", "x")):
         assert f"--distill_{flag}: expected" in refusal("single_domain/resnet20", *words, f"--distill_{flag}", word)
+
+
+def test_a_teacher_that_was_trained_aligned_is_built_aligned(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    aligned = build_model("resnet20_quant", stage="align", act_range=3.0).eval()
+    config = {"model": "resnet20_quant", "stage": "align", "act_range": 3.0, "bitW": 32, "abitW": 32}
+    checkpoint.save({"state_dict_t": aligned.state_dict(), "config": config}, tmp_path / "aligned.pt")
+    x = torch.randn(2, 3, 32, 32)
+    teacher = read_teacher(tmp_path / "aligned.pt", parse(TASKS["single"], ["--bitW", "4", "--method", "lsq"]), 10)
+    assert torch.equal(teacher(x), aligned(x))
+    plain = build_model("resnet20_quant").eval()
+    plain.load_state_dict(aligned.state_dict())
+    assert not torch.equal(plain(x), aligned(x))
 
 
 def test_the_real_command_line_teaches_and_estimates_anew(small_data: Path, tmp_path: Path) -> None:
