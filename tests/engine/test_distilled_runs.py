@@ -163,11 +163,12 @@ def test_the_real_command_line_teaches_and_estimates_anew(small_data: Path, tmp_
 
 @pytest.mark.parametrize("method", ["ours", "lsq"])
 def test_estimating_anew_leaves_the_run_and_saves_the_network_with_other_statistics(method: str, lab: Lab) -> None:
-    words = [*FOUR_BITS, "--method", method]
+    words = [*FOUR_BITS, "--method", method, "--select", "last"]
     plain = lab.run("single", *words, job="plain")
     summary = lab.run("single", *words, "--reestimate", 3)
     last, anew = lab.checkpoint(), lab.checkpoint("model_reestimated.pt")
     assert same(last["state_dict_t"], lab.checkpoint(job="plain")["state_dict_t"])
+    assert same(last["state_dict_t"], lab.trainer.network.state_dict()), "what else is measured is measured on it"
     assert {key: summary[key] for key in plain} == plain
     assert "reestimated" not in plain
     changed = {
