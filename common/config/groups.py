@@ -92,8 +92,23 @@ class Training:
         [80, 120], natural, "epochs at which it is multiplied by --lr_gamma", nargs="*", read_all=epochs
     )
     lr_gamma: float = flag(0.1, positive, "factor at those epochs")
+    schedule: str = flag(
+        "steps", help="of the learning rate: --lr_decay_steps, or a cosine to 0", choices=("steps", "cosine")
+    )
     momentum: float = flag(0.9, number(float, 0, 1, below=True), "of SGD")
     weight_decay: float = flag(1e-4, non_negative, "of SGD; learned scales have none")
+    reestimate: int = flag(
+        0, natural, "training batches from which BatchNorm statistics are estimated anew after the last epoch; 0: not"
+    )
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The float teacher whose logits are a second target beside the labels (common.adaptation.distillation)."""
+
+    distill: str | None = flag(None, path, "file of the float network to learn from as well")
+    distill_weight: float = flag(1.0, non_negative, "weight of the distance to its predictions")
+    distill_temperature: float = flag(4.0, above_zero, "temperature of both predictions in it")
 
 
 @dataclass(frozen=True)

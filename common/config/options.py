@@ -17,7 +17,18 @@ from typing import Any, NoReturn
 from common.adaptation import OBJECTIVES
 from common.admm.preservation import CRPOptions
 from common.config import recipes
-from common.config.groups import FLOAT, NOT_REPEATED, UNUSED, Adaptation, Backbone, Quantization, Run, Start, Training
+from common.config.groups import (
+    FLOAT,
+    NOT_REPEATED,
+    UNUSED,
+    Adaptation,
+    Backbone,
+    Distillation,
+    Quantization,
+    Run,
+    Start,
+    Training,
+)
 from common.config.tasks import Task
 from common.data.kinds import DATA
 from common.errors import UserError
@@ -43,6 +54,7 @@ class Options:
     start: Start
     data: Any
     training: Training
+    distillation: Distillation
     acceleration: AccelerationOptions
     device: DeviceOptions
     run: Run
@@ -97,6 +109,7 @@ def group_classes(task: Task) -> dict[str, type]:
         "start": Start,
         "data": DATA[task.data].Options,
         "training": Training,
+        "distillation": Distillation,
         "acceleration": AccelerationOptions,
         "device": DeviceOptions,
         "run": Run,
@@ -237,6 +250,7 @@ def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: t
     if values["reset"] and (values["test_only"] or values["resume"] == BARE):
         other = "--test_only" if values["test_only"] else "--resume"
         raise UserError(f"--reset {other}: there would be nothing left for it; leave one of them out")
+    _refuse_idle(values, typed)
     chosen = {"own": ("--method", values["method"])}
     if task.cross:
         values["adaptation"] = _adaptation(values, typed)
@@ -253,6 +267,16 @@ def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: t
         _refuse_foreign(by_name, flag_name, name, typed)
     groups = {place: one(**{key: values[key] for key in flags_of(one)}) for place, one in classes.items()}
     return Options(task=task, typed=typed, notes=notes, **groups)
+
+
+def _refuse_idle(values: Mapping[str, Any], typed: Collection[str]) -> None:
+    """A flag that was typed and would do nothing beside the others."""
+    for name in ("distill_weight", "distill_temperature"):
+        if name in typed and values["distill"] is None:
+            raise UserError(f"--{name}: belongs to --distill FILE, which this run does not have")
+    for name in ("lr_decay_steps", "lr_gamma"):
+        if name in typed and values[name] and values["schedule"] == "cosine":
+            raise UserError(f"--{name}: belongs to --schedule steps, this run has --schedule cosine")
 
 
 def _adaptation(values: Mapping[str, Any], typed: Collection[str]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from common.adaptation import Objective
 from common.data.kinds import RunData
 from common.engine.evaluation import evaluate, evaluate_shifted
+from common.engine.reestimation import reestimated
 from common.measure import effective_bits, feature_map, relation_error
 from common.measure.coverage import coverage
 from common.runs import checkpoint
@@ -32,6 +33,7 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
     last = job.history()[-1]
     confusions = {"last": evaluate(objective, data, tested, job, log=False)[1]}
     confusions["best"] = confusions["last"]
+    anew = {"reestimated": reestimated(objective, data, job)} if options.training.reestimate else {}
     if best["epoch"] < options.training.num_epochs - 1:
         network.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
         confusions["best"] = evaluate(objective, data, tested, job, log=False)[1]
@@ -46,6 +48,12 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
         "protocol": data.protocol,
         "selected_by": options.data.select,
         **(_of_two_domains if options.task.cross else _of_one_domain)(objective, data, job, best, last),
+        **anew,
+        "training": {
+            "epochs": options.training.num_epochs,
+            "schedule": options.training.schedule,
+            "teacher": job.teacher,
+        },
         "source_file_warning": job.split_seen,
         "per_class": {when: feature_map.per_class(counts, data.classes) for when, counts in confusions.items()},
         "confusion": {when: counts.tolist() for when, counts in confusions.items()},

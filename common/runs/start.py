@@ -55,7 +55,7 @@ def check_last_batch(options: Options, batches: Batches) -> None:
 def _try(options: Options, batch: int, what: str) -> None:
     """One pass of the float network over images of the run's size."""
     side = options.data.side
-    network = build_model(options.quantization.model, **_arguments(options)).train(not options.run.test_only)
+    network = build_model(options.quantization.model, **network_arguments(options)).train(not options.run.test_only)
     try:
         class_logits(network, torch.zeros(batch, 3, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:  # as the layers of torch and torchvision refuse
@@ -68,10 +68,10 @@ def _try(options: Options, batch: int, what: str) -> None:
 def make_network(options: Options, num_classes: int | None = None) -> nn.Module:
     """The network of a run, freshly initialised."""
     given: dict[str, Any] = {**options.quantization.scheme, **values_of(options.own), "num_classes": num_classes}
-    return build_model(options.quantization.model, **given, **_arguments(options))
+    return build_model(options.quantization.model, **given, **network_arguments(options))
 
 
-def _arguments(options: Options) -> dict[str, Any]:
+def network_arguments(options: Options) -> dict[str, Any]:
     """Those of the network's own, such as the side of its images."""
     entry, flat = known_network(options.quantization.model), options.flat()
     if entry is not None:

@@ -191,6 +191,7 @@ def test_a_finished_row_keeps_its_best_weights_alone_as_foretold(table: Table) -
     (weights, momentum) = disk.network_bytes(options)
     assert weights == pytest.approx(files["model_best.pt"].stat().st_size, rel=0.1)
     assert disk.needed({planned: options}, 1) == (weights, 3 * (weights + momentum))
+    assert disk.needed({planned: options.replaced(reestimate=5)}, 1)[0] == 2 * weights, "model_reestimated.pt stays too"
     with pytest.raises(UserError, match=r"are needed and .* are free"):
         disk.check_free(table.out, 10**18)
 

@@ -109,7 +109,8 @@ def _split(method: str, runs: Sequence[JobRecord]) -> list[Entry]:
 
 def _settings(run: JobRecord) -> dict[str, Any]:
     flags = {k: v for k, v in run.config.get("options", {}).items() if k not in WITHOUT_EFFECT}
-    flags["source_file"] = re.sub(r"seed\d+", "seed", str(flags.get("source_file")))
+    for name in ("source_file", "distill"):
+        flags[name] = re.sub(r"seed\d+", "seed", str(flags.get(name)))
     return flags
 
 

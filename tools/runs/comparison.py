@@ -9,11 +9,13 @@ from common.config.tasks import Task
 from common.errors import UserError
 from common.quantizers import METHODS, Method
 from common.quantizers.rounding import FLOAT_BITS
-from tools.runs import result_tables
+from tools.runs import paired, result_tables
+from tools.runs.budget import Budget
 from tools.runs.main_flags import with_effect
 from tools.runs.plan import BEST, Plan, Planned
 
 FLOAT = "float"
+TAUGHT = ("--distill_weight", "--distill_temperature")  # of runs that have a teacher, which a float network has not
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {  # ablations: name -> method, further flags
     "ours-ste": ("ours", ("--grad_approx", "ste")),
 }
@@ -101,35 +103,48 @@ def comparison(
     demo: bool,
     passed: Mapping[str, str],
     folder: Path,
+    budget: Budget,
+    against: str | None,
 ) -> Plan:
     """The plan; arguments as of ``cells_of``.
 
     Args:
         shift: also evaluate on corrupted test images.
         passed: further flags of main.py by name, for every run.
-        folder: of the results.
+        folder: of the results. budget: of the quantized networks.
+        against: the method, or float, from which the others' differences are tabled too.
     Raises:
-        UserError: no method defines any of the widths.
+        UserError: no method defines any of the widths, or ``against`` is none of the methods.
     """
+    if against not in (None, FLOAT, *names):
+        raise UserError(f"--against {against}: expected one of {', '.join((FLOAT, *names))}, which are compared here")
     cells = cells_of(task.name, names, widths, seeds, chain)
     if len(cells) == len(seeds):
         raise UserError(f"--methods {','.join(names)} --bits {','.join(map(str, widths))}: none of them is defined")
-    common = [*(["--demo"] if demo else []), *(word for pair in passed.items() for word in pair)]
     left = {cell: cell.arguments(folder, shift) for cell in cells}
+
+    def words_of(cell: Cell, flags: list[str]) -> list[str]:
+        known = [name for name in passed if cell.source is not None or name not in TAUGHT]
+        words = [*(["--demo"] if demo else []), *(word for name in known for word in (name, passed[name])), *flags]
+        if cell.source is None:
+            return words
+        teacher = folder / f"{FLOAT}_seed{cell.seed}" / BEST
+        return [*words, *budget.flags(task, words, teacher)]
 
     def collect(folder: Path) -> str | None:
         finished = [result for cell in cells if (result := cell.result(folder)) is not None]
         if not finished:
             return None
         table = result_tables.write(folder, finished, names, widths, len(seeds))
+        table += paired.write(folder, finished, names, widths, against) if against else ""
         return f"{table}\n{folder / 'results.jsonl'}, table.md, accuracy.png"
 
     return Plan(
         [
-            Planned(cell.name, task, folder, [*common, *flags] if flags else [], cell.source)
+            Planned(cell.name, task, folder, words_of(cell, flags) if flags else [], cell.source)
             for cell, flags in left.items()
         ],
-        settings={folder: {"task": task.name, "demo": demo, **with_effect(passed, [task])}},
+        settings={folder: {"task": task.name, "demo": demo, **budget.settings(), **with_effect(passed, [task])}},
         collect=collect,
         out=folder,
         each="cell",

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 
 from common.writing import write_whole
 from tools import pictures
+from tools.runs.budget import statement
 
 COUNTED = 4096  # distinct inputs up to which common.measure.effective_bits counts them
 Result = dict[str, Any]  # a line of results.jsonl
@@ -59,10 +60,12 @@ def result(job: Path, method: str, bits: int, source: str | None, weight_bits: i
         "last": {"epoch": summary["last"]["epoch"], "top1": summary["last"]["test_prec1"]},
         "effective": effective(summary["layers"], bits < 32, weight_bits),
         "shift": summary.get("shift"),
+        "reestimated": summary.get("reestimated"),
         "protocol": {
             "selected_by": summary["selected_by"],
             "epochs": summary["last"]["epoch"] + 1,
             "source": source,
+            **{name: value for name, value in summary.get("training", {}).items() if name != "epochs"},
         },
     }
 
@@ -121,6 +124,10 @@ def last(entry: Result) -> float:
     return entry["last"]["top1"]
 
 
+def reestimated(entry: Result) -> float | None:
+    return entry["reestimated"]["test"]["prec1"] if entry.get("reestimated") else None
+
+
 def shifted(entry: Result) -> float | None:
     return entry["shift"]["mean"] if entry["shift"] else None
 
@@ -144,8 +151,11 @@ def markdown(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int]
         "the method does not define that width, or its run is not finished."
     )
     title = "demo data, not the CIFAR-10 benchmark" if demo else "CIFAR-10"
-    lines = [f"# {rows[0]['task']}: {title}", "", about]
+    lines = [f"# {rows[0]['task']}: {title}", "", about, "", statement(rows)]
     sections: list[tuple[str, Value]] = [("best epoch", best), ("last epoch", last)]
+    if by := {entry["reestimated"]["batches"] for entry in rows if entry.get("reestimated")}:
+        batches = " or ".join(map(str, sorted(by)))
+        sections.append((f"last epoch, statistics estimated anew from {batches} training batches", reestimated))
     if count := _corrupted_images(rows):
         sections.append((f"best epoch, mean over all corruptions of {count} test images", shifted))
     bits = _effective(rows)
