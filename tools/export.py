@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.deploy import alignment as alignments
 from common.deploy.formats import FORMATS
 from common.deploy.restore import restore
 from common.errors import UserError
@@ -27,6 +28,7 @@ def export(
     out: NewFile,
     format: Annotated[str, one_of(*FORMATS)] = "packed",
     model: str | None = None,
+    alignment: Path | None = None,
     **flags: Any,
 ) -> None:
     """Write the evaluation network of a checkpoint to a file.
@@ -37,6 +39,7 @@ def export(
         format: packed (.safetensors), onnx (opset 21, for onnxruntime), or pt2 (torch.export, float32; for
             torch.export.load, which is for files one trusts).
         model: the network, for a checkpoint that does not record it.
+        alignment: a file of tools/realign.py, whose statistics the written network has.
         flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut, as the programs have
             them. What is not typed is as in the checkpoint's run.
     """
@@ -46,6 +49,10 @@ def export(
     if out.suffix != wanted.suffix:
         raise UserError(f"--out {out}: expected the name of a file that ends in {wanted.suffix}")
     network, description, notes = restore(checkpoint, model=model, **flags)
+    if alignment is not None:
+        aligned = alignments.load(alignment)
+        aligned.apply(network, alignment)
+        notes.append(f"{alignment}: re-aligned by {aligned.line()}")
     out.parent.mkdir(parents=True, exist_ok=True)
     wanted.write(network, description, out)
     for note in notes:
