@@ -2,7 +2,8 @@
 
 A BatchNorm decides where values fall among a quantizer's thresholds, so its running statistics are what a new domain
 moves: thresholds follow, codes stay. AdaBN (Li et al., arXiv 1603.04779) estimates them anew; Schneider et al.
-(NeurIPS 2020, arXiv 2006.16971) mix them with the source's as if these came from N0 images of their own.
+(NeurIPS 2020, arXiv 2006.16971) mix them with the source's as if these came from N0 images of their own. Here a layer
+also moves only as far as its shift warrants (``share``): on images like the source's it stays.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ from common.quantizers.standardised import StandardisedAct
 FEWEST = 8  # images that may go without a prior
 AT_ONCE = 2**30  # bytes of the largest input of a layer with statistics, of all images that are run together
 
-PRIOR = 64.0  # images of its own that the source counts as
+PRIOR = 128.0  # N0: how many images the source's statistics count as
+SHIFT = 0.1  # d^2 of ``share`` at which they count twice
 
 Norm = Any  # a _BatchNorm or a StandardisedAct: modules with running_mean and running_var
 Statistics = dict[str, Tensor]  # (2, C) float32, mean and variance, by the name of the layer
@@ -38,13 +40,14 @@ class Moments:
 
     Attributes:
         mean, var: of a channel over images and pixels, (C,) float64.
-        chance: the square of what its mean is off by chance, the images being a sample: the variance of their own
-            means over n, (C,) float64.
+        mean_chance, var_chance: the square of what they are off by chance, the images being a sample: the variance of
+            their own values over n, (C,) float64.
     """
 
     mean: Tensor
     var: Tensor
-    chance: Tensor
+    mean_chance: Tensor
+    var_chance: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,24 @@ def realign(network: nn.Module, images: Tensor, prior: float = PRIOR, at_once: i
     return Realigned(found, logits[order.argsort()])
 
 
-def share(moments: Moments, mean: Tensor, var: Tensor, count: int, prior: float) -> float:
-    """How far, in [0, 1], a layer goes from the source's statistics to those of ``count`` images."""
-    return count / (count + prior)
+def share(moments: Moments, norm: Norm, count: int, prior: float) -> float:
+    """How far a layer goes from its statistics to those of ``count`` images: n / (n + N0 (1 + SHIFT / d^2)), in [0, 1].
+
+    The source counts as N0 images for a shift that shows, and as more the less it shows; 1 without a prior. d^2 is
+    about twice the divergence of two normal distributions, (m - m0)^2 / v0 + ln(v / v0)^2 / 2, without what chance
+    alone makes of it: its mean over channels, weighted by the square of BatchNorm's scale, as the next layer sees them.
+    """
+    if prior == 0:
+        return 1.0
+    mean, var = _statistics(norm).double()
+    eps = getattr(norm, "eps", torch.finfo(torch.float32).tiny)
+    var, new_var = var + eps, moments.var + eps
+    apart = ((moments.mean - mean).square() - moments.mean_chance) / var
+    apart += ((new_var / var).log().square() - moments.var_chance / new_var.square()) / 2
+    scale = norm.weight if isinstance(norm, _BatchNorm) and norm.affine else torch.ones(len(mean))
+    weights = scale.detach().double().cpu().square()
+    shift = float((weights * apart).sum() / weights.sum().clamp_min(eps))
+    return count / (count + prior * (1 + SHIFT / shift)) if shift > 0 else 0.0
 
 
 def of_images(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -134,9 +152,11 @@ def of_images(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
 
 def pooled(means: Tensor, variances: Tensor) -> Moments:
     """Those of all pixels of all images together, from ``of_images``."""
-    mean = means.mean(0)
-    between = (means - mean).square().mean(0)
-    return Moments(mean, variances.mean(0) + between, between / max(len(means) - 1, 1))
+    mean, others = means.mean(0), max(len(means) - 1, 1)
+    apart = (means - mean).square()
+    seconds = variances + apart
+    var = seconds.mean(0)
+    return Moments(mean, var, apart.mean(0) / others, (seconds - var).square().mean(0) / others)
 
 
 def order_of(images: Tensor) -> Tensor:
@@ -170,7 +190,7 @@ def _statistics(norm: Norm) -> Tensor:
 def _settle(norm: Norm, parts: list[tuple[Tensor, Tensor]], prior: float) -> None:
     means, variances = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     moments, (mean, var) = pooled(means, variances), _statistics(norm).double()
-    part = share(moments, mean, var, len(means), prior)
+    part = share(moments, norm, len(means), prior)
     set_statistics(norm, torch.stack((mean.lerp(moments.mean, part), var.lerp(moments.var, part))))
 
 

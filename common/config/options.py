@@ -17,7 +17,18 @@ from typing import Any, NoReturn
 from common.adaptation import OBJECTIVES
 from common.admm.preservation import CRPOptions
 from common.config import recipes
-from common.config.groups import FLOAT, NOT_REPEATED, UNUSED, Adaptation, Backbone, Quantization, Run, Start, Training
+from common.config.groups import (
+    FLOAT,
+    NOT_REPEATED,
+    UNUSED,
+    Adaptation,
+    Backbone,
+    Quantization,
+    Realignment,
+    Run,
+    Start,
+    Training,
+)
 from common.config.tasks import Task
 from common.data.kinds import DATA
 from common.errors import UserError
@@ -45,6 +56,7 @@ class Options:
     training: Training
     acceleration: AccelerationOptions
     device: DeviceOptions
+    realignment: Realignment
     run: Run
     adaptation: Adaptation | None = None
     objective: Any = None
@@ -99,6 +111,7 @@ def group_classes(task: Task) -> dict[str, type]:
         "training": Training,
         "acceleration": AccelerationOptions,
         "device": DeviceOptions,
+        "realignment": Realignment,
         "run": Run,
     }
     classes |= {"adaptation": Adaptation} if task.cross else {}

@@ -6,7 +6,10 @@ import numpy as np
 
 from common.adaptation import Objective
 from common.data.kinds import RunData
-from common.engine.evaluation import evaluate, evaluate_shifted
+from common.data.kinds.cifar10 import NONE
+from common.engine.evaluation import evaluate
+from common.engine.realignment import evaluate_realigned
+from common.engine.shift import evaluate_shifted
 from common.measure import effective_bits, feature_map, relation_error
 from common.runs import checkpoint
 from common.runs.job import FEATURES_BEFORE, Job
@@ -48,8 +51,7 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
         "relation_error": relations,
         "layers": [entry.row() for entry in levels],
     }
-    if not options.task.cross and options.data.shift:  # of the best epoch's network
-        summary["shift"] = evaluate_shifted(objective, data, job)
+    summary |= _further(objective, data, job)  # of the best epoch's network
     job.write_json("summary.json", summary)
     if options.task.cross:
         _draw(objective, data, job, confusions)
@@ -114,6 +116,16 @@ def _draw(objective: Objective, data: RunData, job: Job, confusions: dict[str, A
     job.log(f"pictures: {job.folder / 'features.png'}, {job.folder / 'confusion.png'}")
 
 
+def _further(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
+    """What --shift and --adapt ask for."""
+    options, found = job.options, {}
+    if not options.task.cross and options.data.shift != NONE:
+        found["shift"] = evaluate_shifted(objective, data, job)
+    if options.realignment.adapt != "none":
+        found["adapted"] = evaluate_realigned(objective, data, job)
+    return found
+
+
 def test_only(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
     """Evaluate once on every test set, and with --shift on corruptions; writes test.json."""
     options = job.options
@@ -124,7 +136,6 @@ def test_only(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
             f"{options.demo}{what + ' ' if what else ''}test top-1: {mean['prec1']:.3f} top-5: {mean['prec5']:.3f}; "
             f"{data.protocol}"
         )
-    if not options.task.cross and options.data.shift:
-        result["shift"] = evaluate_shifted(objective, data, job)
+    result |= _further(objective, data, job)
     job.write_json("test.json", result | {"source_file_warning": job.split_seen})
     return result

@@ -1,5 +1,6 @@
 """CIFAR-10, or its demo, as the sets of a run."""
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,19 @@ from common.data.kinds.base import Batching, DataKind, DataOptions, RunData
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.tensors import ImageSet, TensorBatches
-from common.flags import flag, fraction, natural, seed_number, switch
+from common.flags import boolean, flag, fraction, natural, seed_number, shown
+
+NONE, OWN, PUBLISHED = "none", "own", "cifar10c"  # what --shift means
+
+
+def shift_kind(text: str) -> str:
+    """own for a bare flag and for true, none for false, or cifar10c."""
+    if text in (NONE, OWN, PUBLISHED):
+        return text
+    try:
+        return OWN if boolean(text) else NONE
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"expected true or false, {OWN}, {NONE} or {PUBLISHED}, not {shown(text)}") from None
 
 
 @dataclass(frozen=True)
@@ -17,8 +30,14 @@ class Cifar10Options(DataOptions):
     select: str = flag("test", help="what chooses model_best.pt", choices=("test", "val", "last"))
     val_fraction: float = flag(0.1, fraction, "share of the training set held out by --select val")
     split_seed: int = flag(1, seed_number, "of what --select val holds out, the same for all seeds of a comparison")
-    shift: bool = switch(False, "also evaluate on corrupted test images")
-    shift_images: int = flag(0, natural, "how many test images --shift corrupts; 0: all")
+    shift: str = flag(
+        NONE,
+        shift_kind,
+        "also evaluate on corrupted test images: the project's own corruptions, or cifar10c, the published files",
+        nargs="?",
+        const=OWN,
+    )
+    shift_images: int = flag(0, natural, "how many corrupted test images --shift takes of each; 0: all")
 
     @property
     def side(self) -> int:
