@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from common.deploy import alignment as alignments
 from common.deploy.formats import FORMATS
 from common.deploy.restore import restore
 from common.errors import UserError
@@ -31,6 +32,7 @@ def export(
     format: Annotated[str, one_of(*FORMATS)] = "packed",
     model: str | None = None,
     float_names: bool = False,
+    alignment: Path | None = None,
     **flags: Any,
 ) -> None:
     """Write the evaluation network of a checkpoint to a file.
@@ -42,6 +44,7 @@ def export(
             torch.export.load, which is for files one trusts).
         model: the network, for a checkpoint that does not record it; FILE.py:FUNCTION has to be typed always.
         float_names: name every layer that stayed float.
+        alignment: a file of tools/realign.py, whose statistics the written network has.
         flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut --quant_linear, as the
             programs have them. What is not typed is as in the checkpoint's run.
     """
@@ -51,6 +54,10 @@ def export(
     if out.suffix != wanted.suffix:
         raise UserError(f"--out {out}: expected the name of a file that ends in {wanted.suffix}")
     network, description, notes = restore(checkpoint, model=model, **flags)
+    if alignment is not None:
+        aligned = alignments.load(alignment)
+        aligned.apply(network, alignment)
+        notes.append(f"{alignment}: re-aligned by {aligned.line()}")
     out.parent.mkdir(parents=True, exist_ok=True)
     wanted.write(network, description, out)
     for note in notes:

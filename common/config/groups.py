@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.adaptation.realign import PRIOR
 from common.flags import (
     BARE,
     batch_size,
@@ -122,6 +123,15 @@ class Adaptation:
         None, help="the shorter or the longer loader (default: the objective's)", choices=("min", "max")
     )
     alpha: float = flag(0.0, non_negative, "learning rate / (1 + alpha p)^0.75, p the progress in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Realignment:
+    """Re-alignment of the evaluated networks (common.adaptation.realign), beside what they are without it."""
+
+    adapt: str = flag("none", help="also evaluate re-aligned: bn by BatchNorm statistics", choices=("none", "bn"))
+    adapt_images: int = flag(256, count, "images of each domain or corruption to re-align by, never of the test set")
+    adapt_prior: float = flag(PRIOR, non_negative, "the source's statistics count as so many images")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from common.config.groups import (
     Backbone,
     Distillation,
     Quantization,
+    Realignment,
     Run,
     Start,
     Training,
@@ -57,6 +58,7 @@ class Options:
     distillation: Distillation
     acceleration: AccelerationOptions
     device: DeviceOptions
+    realignment: Realignment
     run: Run
     adaptation: Adaptation | None = None
     objective: Any = None
@@ -112,6 +114,7 @@ def group_classes(task: Task) -> dict[str, type]:
         "distillation": Distillation,
         "acceleration": AccelerationOptions,
         "device": DeviceOptions,
+        "realignment": Realignment,
         "run": Run,
     }
     classes |= {"adaptation": Adaptation} if task.cross else {}

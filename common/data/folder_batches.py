@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common.data.folders import ImageList
 from common.data.seeding import generator
 from common.data.sharding import Share, batch_count
+from common.data.tensors import drawn
 from common.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -92,6 +93,13 @@ class FolderBatches:
         self._loader: DataLoader | None = None
         self._mean = torch.tensor(IMAGENET_MEAN, device=self.device).reshape(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=self.device).reshape(3, 1, 1)
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """Some of the images, or all, as an evaluation has them: (n, 3, S, S) float32. No label is read."""
+        images = self.image_list.subset(drawn(count, len(self.image_list), seed).tolist())
+        size = self._crops.size
+        batches = FolderBatches(image_list=images, batch_size=32, img_size=size, train=False, device=self.device)
+        return torch.cat([batch for batch, _ in batches])
 
     def set_epoch(self, epoch: int, cycle: int = 0) -> None:
         """Choose the order and the augmentation of the next iteration.

@@ -151,6 +151,15 @@ class TensorBatches:
         other._images, other._labels = image_set.images.to(self.device), image_set.labels.to(self.device)
         return other
 
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """Some of the images, or all, as an evaluation has them: (n, C, H, W) float32. No label is read."""
+        return self._normalised(self._images[drawn(count, len(self.image_set), seed).to(self.device)])
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if self.size not in (None, images.shape[-1]):
+            images = _resized(images, self.size)
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
+
     def set_epoch(self, epoch: int, cycle: int = 0) -> None:
         """Choose the order and the augmentation of the next iteration.
 
@@ -175,10 +184,12 @@ class TensorBatches:
             images = self._images[order[positions]]
             if self.augment == "crop_flip":
                 images = _crop_flip(images, crops[positions], mirrored[positions])
-            if self.size not in (None, images.shape[-1]):
-                images = _resized(images, self.size)
-            images = images.float().div_(255).sub_(self._mean).div_(self._std)
-            yield images, self._labels[order[positions]]
+            yield self._normalised(images), self._labels[order[positions]]
+
+
+def drawn(count: int, of: int, seed: int = 0) -> Tensor:
+    """``count`` places among ``of``, or all of them, ascending: a function of the numbers alone, (n,) int64."""
+    return torch.randperm(of, generator=generator("sample", seed))[:count].sort().values
 
 
 def resize(image_set: ImageSet, size: int) -> ImageSet:

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.deploy import alignment as alignments
+from common.deploy.alignment import Alignment
 from common.deploy.description import Description
 from common.deploy.formats import FORMATS
-from common.deploy.formats.base import Logits
+from common.deploy.formats.base import Format, Logits
 from common.deploy.restore import restore
 from common.errors import UserError
 from common.models import class_logits
@@ -22,6 +24,7 @@ class Classifier:
     Attributes:
         logits: (B, 3, H, W) float32, normalised, to (B, num_classes) class logits on the CPU.
         form: "checkpoint" or the name of a format. notes: lines to tell the user.
+        network: what computes them, in evaluation mode; None: an engine of its own, or the fast path.
     """
 
     path: Path
@@ -29,25 +32,30 @@ class Classifier:
     logits: Logits
     description: Description
     notes: list[str]
+    network: nn.Module | None = None
 
     def line(self) -> str:
         return f"{self.path}: {self.form}, {self.description.line()}"
 
 
-def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False, **typed: Any) -> Classifier:
+def open_file(
+    path: Path, device: torch.device | str = "cpu", fast: bool = False, alignment: Path | None = None, **typed: Any
+) -> Classifier:
     """Read a file by its suffix: that of a format, and anything else as a checkpoint.
 
     Args:
         device: where a network computes; engines of their own take the CPU.
         fast: compile the network to the int8 layers of common.deploy.integer.fast, on the CPU; the first batch waits
             for that, and none may be larger.
+        alignment: a file of common.deploy.alignment to apply.
         typed: flags for a checkpoint, as ``restore`` takes them.
     Raises:
-        UserError: the file cannot be read, what reads it is not installed, the fast path does not know it, or its
-            format is never opened.
+        UserError: the file cannot be read, what reads it is not installed, the fast path does not know it, its format
+            is never opened or takes no alignment, or the alignment is of another network.
     """
     found = next((one for one in FORMATS.values() if one.suffix == path.suffix), None)
     notes: list[str] = []
+    aligned = alignments.load(alignment) if alignment is not None else None
     computes: nn.Module | Logits
     if found is None:
         form, (computes, description, notes) = "checkpoint", restore(path, **typed)
@@ -58,12 +66,27 @@ def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False
         raise UserError(
             f"{path}: --fast compiles a checkpoint or a packed file; {found.engine} runs an {found.name} file"
         )
+    elif aligned is not None and found.engine:
+        form, (computes, description) = found.name, _read_aligned(found, path, aligned, alignment)
     else:
         form, (computes, description) = found.name, found.read(path, typed.get("model"))
+    if aligned is not None and alignment is not None:
+        if isinstance(computes, nn.Module):
+            aligned.apply(computes, alignment)
+        notes = [*notes, f"{alignment}: re-aligned by {aligned.line()}"]
     if fast and isinstance(computes, nn.Module):
         return Classifier(path, f"{form}, fast", FastLogits(computes), description, notes)
-    logits = _logits(computes, device) if isinstance(computes, nn.Module) else computes
-    return Classifier(path, form, logits, description, notes)
+    if isinstance(computes, nn.Module):
+        return Classifier(path, form, _logits(computes, device), description, notes, computes)
+    return Classifier(path, form, computes, description, notes)
+
+
+def _read_aligned(found: Format, path: Path, aligned: Alignment, alignment: Path | None) -> tuple[Logits, Description]:
+    if found.read_aligned is None or alignment is None:
+        raise UserError(
+            f"--alignment: a file of format {found.name} takes none; export its checkpoint with --alignment {alignment}"
+        )
+    return found.read_aligned(path, aligned, alignment)
 
 
 class FastLogits:

@@ -7,8 +7,11 @@ import numpy as np
 
 from common.adaptation import Objective
 from common.data.kinds import RunData
-from common.engine.evaluation import evaluate, evaluate_shifted
+from common.data.kinds.cifar10 import NONE
+from common.engine.evaluation import evaluate
+from common.engine.realignment import evaluate_realigned
 from common.engine.reestimation import reestimated
+from common.engine.shift import evaluate_shifted
 from common.measure import effective_bits, feature_map, relation_error
 from common.measure.coverage import coverage
 from common.runs import checkpoint
@@ -62,8 +65,7 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
         "layers": [entry.row() for entry in levels],
         "coverage": asdict(covered),
     }
-    if not options.task.cross and options.data.shift:  # of the best epoch's network
-        summary["shift"] = evaluate_shifted(objective, data, job)
+    summary |= _further(objective, data, job)  # of the best epoch's network
     job.write_json("summary.json", summary)
     if options.task.cross:
         _draw(objective, data, job, confusions)
@@ -128,6 +130,16 @@ def _draw(objective: Objective, data: RunData, job: Job, confusions: dict[str, A
     job.log(f"pictures: {job.folder / 'features.png'}, {job.folder / 'confusion.png'}")
 
 
+def _further(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
+    """What --shift and --adapt ask for."""
+    options, found = job.options, {}
+    if not options.task.cross and options.data.shift != NONE:
+        found["shift"] = evaluate_shifted(objective, data, job)
+    if options.realignment.adapt != "none":
+        found["adapted"] = evaluate_realigned(objective, data, job)
+    return found
+
+
 def test_only(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
     """Evaluate once on every test set, and with --shift on corruptions; writes test.json."""
     options = job.options
@@ -138,7 +150,6 @@ def test_only(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
             f"{options.demo}{what + ' ' if what else ''}test top-1: {mean['prec1']:.3f} top-5: {mean['prec5']:.3f}; "
             f"{data.protocol}"
         )
-    if not options.task.cross and options.data.shift:
-        result["shift"] = evaluate_shifted(objective, data, job)
+    result |= _further(objective, data, job)
     job.write_json("test.json", result | {"source_file_warning": job.split_seen})
     return result

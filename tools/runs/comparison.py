@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.config import recipes
 from common.config.tasks import Task
@@ -36,7 +37,7 @@ class Cell:
         weight_bits = None if self.source is None else method_of(self.method).reported_weight_bits
         return result_tables.result(folder / self.name, self.method, self.bits, self.source, weight_bits)
 
-    def arguments(self, folder: Path, shift: bool) -> list[str]:
+    def arguments(self, folder: Path, shift: bool, adapt: bool = False) -> list[str]:
         """Flags of main.py for what is left to do in ``folder``: training, a later evaluation, or nothing (empty)."""
         width = ["--bitW", str(self.bits), "--abitW", str(self.bits)]
         method, extra = VARIANTS.get(self.method, (self.method, ()))
@@ -45,10 +46,15 @@ class Cell:
         job = [*width, "--seed", str(self.seed), "--job_dir", str(folder / self.name)]
         summary = result_tables.read_summary(folder / self.name)
         if summary is not None:
-            return [*job, "--shift", "--test_only"] if shift and "shift" not in summary else []
+            left = (shift and "shift" not in summary) or (adapt and not _is_adapted(summary, shift))
+            return [*job, *(["--shift"] if shift else []), "--test_only"] if left else []
         if self.source is not None:
             job += ["--source_dir", str(folder), "--source_file", f"{self.source}/{BEST}"]
         return [*job, *(["--shift"] if shift else []), "--resume"]
+
+
+def _is_adapted(summary: dict[str, Any], shift: bool) -> bool:
+    return "adapted" in summary and (not shift or "adapted" in summary.get("shift", {}))
 
 
 def method_of(name: str) -> Method:
@@ -121,7 +127,7 @@ def comparison(
     cells = cells_of(task.name, names, widths, seeds, chain)
     if len(cells) == len(seeds):
         raise UserError(f"--methods {','.join(names)} --bits {','.join(map(str, widths))}: none of them is defined")
-    left = {cell: cell.arguments(folder, shift) for cell in cells}
+    left = {cell: cell.arguments(folder, shift, passed.get("--adapt", "none") != "none") for cell in cells}
 
     def words_of(cell: Cell, flags: list[str]) -> list[str]:
         known = [name for name in passed if cell.source is not None or name not in TAUGHT]

@@ -1,5 +1,6 @@
 """CIFAR-10, CIFAR-100, the demo, or a folder with train/ and test/ or val/, as the sets of a run."""
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,10 +16,22 @@ from common.data.sharding import Share
 from common.data.splits import partition
 from common.data.tensors import ImageSet, TensorBatches
 from common.errors import UserError
-from common.flags import flag, fraction, natural, number, path, seed_number, switch
+from common.flags import boolean, flag, fraction, natural, number, path, seed_number, shown
 
 KNOWN: dict[str, ModuleType] = {"cifar10": cifar10, "cifar100": cifar100}
 PHOTOGRAPHS = 64  # pixels of a side from which images are cropped as photographs are
+
+NONE, OWN, PUBLISHED = "none", "own", "cifar10c"  # what --shift means
+
+
+def shift_kind(text: str) -> str:
+    """own for a bare flag and for true, none for false, or cifar10c."""
+    if text in (NONE, OWN, PUBLISHED):
+        return text
+    try:
+        return OWN if boolean(text) else NONE
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"expected true or false, {OWN}, {NONE} or {PUBLISHED}, not {shown(text)}") from None
 
 
 @dataclass(frozen=True)
@@ -28,8 +41,14 @@ class Cifar10Options(DataOptions):
     select: str = flag("test", help="what chooses model_best.pt", choices=("test", "val", "last"))
     val_fraction: float = flag(0.1, fraction, "share of the training set held out by --select val")
     split_seed: int = flag(1, seed_number, "of what --select val holds out, the same for all seeds of a comparison")
-    shift: bool = switch(False, "also evaluate on corrupted test images")
-    shift_images: int = flag(0, natural, "how many test images --shift corrupts; 0: all")
+    shift: str = flag(
+        NONE,
+        shift_kind,
+        "also evaluate on corrupted test images: the project's own corruptions, or cifar10c, the published files",
+        nargs="?",
+        const=OWN,
+    )
+    shift_images: int = flag(0, natural, "how many corrupted test images --shift takes of each; 0: all")
 
     @property
     def side(self) -> int:
@@ -81,7 +100,7 @@ def load(options: Cifar10Options, batching: Batching) -> RunData:
 
 
 def _load_folder(options: Cifar10Options, batching: Batching) -> RunData:
-    if options.shift:
+    if options.shift != NONE:
         raise UserError(f"--shift: corrupts the images of {' or '.join(KNOWN)}, not of --dataset {options.dataset}")
     root = Path(options.dataset)
     if not root.is_dir():
