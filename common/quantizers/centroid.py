@@ -28,7 +28,8 @@ from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
 
 def thresholds(bits: int, signed: bool) -> Tensor:
     """(n,) float64, ascending: where the code of z passes to the next, or that of |z| if not ``signed``."""
-    passed = (torch.arange(2**bits - 1, dtype=torch.float64) + 0.5) / (2**bits - 1)
+    codes = torch.arange(2**bits - 1, dtype=torch.float64, device="cpu")  # wherever modules are being made
+    passed = (codes + 0.5) / (2**bits - 1)
     return torch.erfinv(2 * passed - 1 if signed else passed) / SQRT_HALF
 
 
@@ -69,7 +70,7 @@ def levels(bits: int, signed: bool) -> tuple[Tensor, Tensor]:
 def _table(bits: int, signed: bool) -> Tensor:
     """(2^k + 1,) float32: the value of every code, and NaN."""
     integers, unit = centroids(bits, signed)
-    return torch.cat((integers * unit, torch.full((1,), torch.nan))).float()
+    return torch.cat((integers * unit, torch.full_like(integers[:1], torch.nan))).float()
 
 
 def _grid(bits: int, signed: bool) -> Grid:

@@ -19,7 +19,7 @@ from common.quantizers.learned_scale import BAND, LearnedScale, scales_from_firs
 from common.quantizers.lsq import LSQAct, LSQWeight
 from tests.conftest import refusal
 
-LEARNING = ["lsq", "llsq", "apot"]  # the scales of weights and of activations
+LEARNING = ["lsq", "llsq", "apot"]  # the scales of weights, too
 BAD = [1e-8, 1e3, -1.0, 0.0, math.nan, math.inf]
 
 
