@@ -66,12 +66,17 @@ def _entry(digest: str) -> bytes:
     return b"\n%c%s\x12%c%s" % (len(DIGEST), DIGEST.encode(), len(digest), digest.encode())
 
 
-def onnx_model(network: nn.Module, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> Any:
+def onnx_model(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    metadata: Mapping[str, str],
+    form: type[GraphWriter] = GraphWriter,
+) -> Any:
     """The checked ModelProto of ``export_onnx``."""
     onnx = need("onnx")
     source = trace(network)
     refuse_unset(source.named_modules())
-    writer = GraphWriter(source)
+    writer = form(source)
     writer.run()
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
