@@ -9,6 +9,7 @@ from common.deploy.description import Description
 from common.deploy.extras import need
 from common.deploy.formats.base import Format, Logits
 from common.deploy.onnx.export import export_onnx, open_session, read_onnx
+from common.deploy.openvino import described
 from common.errors import UserError
 from common.flags import shown
 from common.reading import reason
@@ -38,4 +39,10 @@ def read(path: Path, network: str | None = None) -> tuple[Logits, Description]:
     return logits, description
 
 
-ONNX = Format("onnx", ".onnx", "opset 21, for onnxruntime", write, read, engine="onnxruntime")
+def read_fast(path: Path, network: str | None = None) -> tuple[Logits, Description]:
+    """The same by OpenVINO."""
+    need("openvino")
+    return described(path, read_onnx(path))
+
+
+ONNX = Format("onnx", ".onnx", "opset 21, for onnxruntime", write, read, read_fast, engine="onnxruntime")

@@ -66,7 +66,7 @@ def _quantized(nodes: Nodes, step: float, low: int, high: int, name: str, value:
 
 def requantize(nodes: Nodes, value: str, kind: str, name: str, step: float = 1.0) -> str:
     """round(value / step), saturated to bytes of a kind and read again as floats."""
-    scale, zero = nodes.floats(f"{name}:step", step), nodes.bytes(f"{name}:zero", 0, kind)
+    scale, zero = nodes.floats(f"{name}:step", step), nodes.bytewise(f"{name}:zero", 0, kind)
     return nodes.dequantize(nodes.add("QuantizeLinear", [value, scale, zero], f"{name}.stored"), kind, name)
 
 

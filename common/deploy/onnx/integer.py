@@ -121,7 +121,7 @@ class IntegerWriter(GraphWriter):
         for number, (one, worth) in enumerate(self.bytes_of(value, codes)):
             for place, (weights, scale) in enumerate(parts):
                 term = f"{name}.term{number}{place}"
-                stored = self.bytes(f"{term}.codes", weights, "INT8")
+                stored = self.bytewise(f"{term}.codes", weights, "INT8")
                 read = self.dequantize(
                     stored, "INT8", f"{term}.weight", (scale * codes.unit * worth).expand(len(weights))
                 )

@@ -44,7 +44,7 @@ class Nodes:
             kind, raw = self.types.UINT4, pairs[:, 0] | pairs[:, 1] << 4
         return self._constant(name, kind, codes.shape, raw.tobytes())
 
-    def bytes(self, name: str, value: Tensor | int, kind: str) -> str:
+    def bytewise(self, name: str, value: Tensor | int, kind: str) -> str:
         """Integers as UINT8 or INT8, which ``kind`` names."""
         array = np.asarray(value, dtype=kind.lower())
         return self._constant(name, getattr(self.types, kind), array.shape, array.tobytes())
@@ -52,7 +52,7 @@ class Nodes:
     def dequantize(self, stored: str, kind: str, name: str, scale: Tensor | float = 1.0) -> str:
         """Bytes of a kind as floats times a scale, a 0-dimensional one or (filters,)."""
         factor = self.floats(f"{name}:scale", scale)
-        zero = self.bytes(f"{name}:zero", torch.zeros(torch.as_tensor(scale).shape), kind)
+        zero = self.bytewise(f"{name}:zero", torch.zeros(torch.as_tensor(scale).shape), kind)
         axis = {"axis": 0} if torch.as_tensor(scale).ndim else {}
         return self.add("DequantizeLinear", [stored, factor, zero], name, **axis)
 
