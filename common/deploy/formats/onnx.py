@@ -11,6 +11,7 @@ from common.deploy.extras import need
 from common.deploy.formats.base import Format, Logits
 from common.deploy.onnx.export import export_onnx, open_session, read_onnx
 from common.deploy.onnx.statistics import set_statistics
+from common.deploy.openvino import described
 from common.errors import UserError
 from common.flags import shown
 from common.reading import reason
@@ -62,4 +63,10 @@ def _open(path: Path, content: bytes) -> tuple[Logits, Description]:
     return logits, description
 
 
-ONNX = Format("onnx", ".onnx", "opset 21, for onnxruntime", write, read, read_aligned, engine="onnxruntime")
+def read_fast(path: Path, network: str | None = None) -> tuple[Logits, Description]:
+    """The same by OpenVINO."""
+    need("openvino")
+    return described(path, read_onnx(path))
+
+
+ONNX = Format("onnx", ".onnx", "opset 21, for onnxruntime", write, read, read_aligned, read_fast, engine="onnxruntime")
