@@ -56,7 +56,8 @@ def import_weights(
     place = out or task.shared / "pretrained" / file_of(task, None, "32bit")
     place.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save({"state_dict_t": network.state_dict()}, place)
-    print(f"{place}: {task.model} with the weights of {file}; python main.py --bitW 8 in {task.folder} starts from it")
+    start = f"--source_dir {place.parent} --source_file {place.name}" if out else "found by default"
+    print(f"{place}: {task.model} with the weights of {file}; for main.py of {task.name}: {start}")
 
 
 if __name__ == "__main__":
