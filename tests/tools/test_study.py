@@ -134,7 +134,7 @@ def test_finished_runs_become_lines_a_table_a_picture_and_a_verdict(docs: Path, 
     block = block_of(study, rows)
     assert "| float | 32 | 2 | 50.50 ± 0.71 |" in block
     assert "| ours with CRP | 4 | 2 | 52.75 ± 1.06 | 70.00 ± 0.00 |" in block
-    assert "Four bits are enough: 52.75 ± 1.06 against 50.50 ± 0.71, +2.25 points (2 seeds: not told apart" in block
+    assert "Four bits are enough: 52.75 ± 1.06 against 50.50 ± 0.71, +2.25 points; 2 seeds, so no verdict" in block
     (docs / "results.md").write_text(fill("<!-- results: small -->\n<!-- end -->", lambda _: ""))
     assert type_in("results", "--docs", docs)[0] == 0
     assert block in (docs / "results.md").read_text()

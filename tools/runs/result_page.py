@@ -78,10 +78,10 @@ def table(study: Study, by: By) -> list[str]:
     lines = [f"| {' | '.join(columns)} |", "|---|---:|---:|" + "---:|" * (len(columns) - 3)]
     for run in study.runs:
         own = [row for (name, _), row in by.items() if name == run.name]
+        bits = "/".join(dict.fromkeys(str(run.flags[name]) for name in ("bitW", "abitW") if name in run.flags))
         if not own:
-            lines.append(f"| {run.title} |" + " – |" * (len(columns) - 1))
+            lines.append(f"| {run.title} | {bits} |" + " – |" * (len(columns) - 2))
             continue
-        bits = "32" if own[0]["method"] == "float" else "/".join(map(str, dict.fromkeys(own[0]["bits"])))
         cells = [run.title, bits, str(own[0]["epochs"])]
         cells += [_number([row["top1"][rule] for row in own if rule in row["top1"]]) for rule in rules]
         cells += [_number([row["shift"]["mean"] for row in own if row["shift"]])] if shifted else []
@@ -117,7 +117,7 @@ def verdict(by: By, first: str, second: str) -> str:
     mean, deviation = mean_and_spread(list(differences))
     figures = f"{_number(ours)} against {_number(theirs)}, {mean:+.2f} points"
     if len(seeds) < 3:
-        return f"{figures} ({len(seeds)} seed{'s' * (len(seeds) > 1)}: not told apart from chance)"
+        return f"{figures}; {len(seeds)} seed{'s' * (len(seeds) > 1)}, so no verdict"
     error = deviation / math.sqrt(len(seeds))
     word = "not told apart" if abs(mean) <= 2 * error else "supported" if mean > 0 else "contradicted"
     return f"{word}, {figures} (standard error {error:.2f}, {len(seeds)} seeds)"
