@@ -43,7 +43,7 @@ def evaluate(
         flags: for the data: --demo --data_dir --tgt_data_dir --download --src_data --tgt_data --train_split
             --split_seed --allow_partial --eval_batch_size --num_workers --device --gpus. What is not typed is as in the
             file's run, --demo apart. For a checkpoint also --method --bitW --abitW --act_range --levels --stage
-            --img_size --quant_shortcut.
+            --img_size --quant_shortcut --quant_linear.
     """
     typed, wanted = divided(flags)
     if images is not None and wanted:

@@ -13,9 +13,12 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
 from common.deploy.formats import FORMATS
 from common.deploy.restore import restore
 from common.errors import UserError
+from common.measure.coverage import coverage
 from common.runs.annotations import NewFile, one_of
 from common.runs.tool import run_tool
 from tools.deployed.flags import of_network
@@ -27,6 +30,7 @@ def export(
     out: NewFile,
     format: Annotated[str, one_of(*FORMATS)] = "packed",
     model: str | None = None,
+    float_names: bool = False,
     **flags: Any,
 ) -> None:
     """Write the evaluation network of a checkpoint to a file.
@@ -36,9 +40,10 @@ def export(
         out: the file to write.
         format: packed (.safetensors), onnx (opset 21, for onnxruntime), or pt2 (torch.export, float32; for
             torch.export.load, which is for files one trusts).
-        model: the network, for a checkpoint that does not record it.
-        flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut, as the programs have
-            them. What is not typed is as in the checkpoint's run.
+        model: the network, for a checkpoint that does not record it; FILE.py:FUNCTION has to be typed always.
+        float_names: name every layer that stayed float.
+        flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut --quant_linear, as the
+            programs have them. What is not typed is as in the checkpoint's run.
     """
     wanted = FORMATS[format]
     if checkpoint.suffix in [one.suffix for one in FORMATS.values()]:
@@ -50,9 +55,11 @@ def export(
     wanted.write(network, description, out)
     for note in notes:
         print(note)
+    covered = coverage(network, torch.zeros(1, *description.image_shape))
     floats = 4 * sum(parameter.numel() for parameter in network.parameters())
     size = out.stat().st_size
     print(f"{out}: {description.line()}; {size:,} bytes, {size / floats:.3f} of its parameters in float32")
+    print(covered.line(), *(covered.lines() if float_names else []), sep="\n")
 
 
 if __name__ == "__main__":

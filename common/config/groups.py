@@ -47,6 +47,10 @@ class Quantization:
         choices=("plain", "align", "second", "org", "aligned"),
     )
 
+    quant_linear: bool = switch(
+        False, "quantize Linear layers and convolutions without BatchNorm too, in a network of others"
+    )
+
     @property
     def bits(self) -> int:
         """The width that names a run: the weights', or the activations' where weights are float."""
@@ -117,6 +121,7 @@ class Run:
     reset: bool = switch(False, "delete the job's folder first")
     test_only: bool = switch(False, "evaluate and do not train")
     seed: int = flag(0, seed_number, "of initialisation, sample order and augmentation")
+    float_names: bool = switch(False, "name every layer that stayed float, at the end")
     save_every: int = flag(0, natural, "keep checkpoint/model_N.pt every N epochs; 0: last and best alone")
     print_freq: int = flag(200, count, "steps between two progress reports")
 

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -135,7 +135,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _parser(task: Task, flags: Iterable[Flag]) -> _Parser:
+def _parser(task: Task, flags: Collection[Flag]) -> _Parser:
     parser = _Parser(description=f"{task.name}: {task.model}", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for flag in flags:
         settings: dict[str, Any] = {"type": str if flag.read_all else flag.take}
@@ -147,7 +147,7 @@ def _parser(task: Task, flags: Iterable[Flag]) -> _Parser:
             settings["const"] = flag.const
         default = f" (default: {flag.default})" if flag.default not in (None, "") else ""
         parser.add_argument(*flag.spellings, dest=flag.name, help=flag.help + default.replace("%", "%%"), **settings)
-    for name in UNUSED:
+    for name in set(UNUSED) - {flag.name for flag in flags}:
         parser.add_argument(f"--{name}", dest=name, nargs="*", help=argparse.SUPPRESS)
     return parser
 
@@ -190,8 +190,9 @@ def parse(task: Task, argv: Sequence[str] | None = None) -> Options:
     """
     known = all_flags(task)
     typed = vars(_parser(task, known.values()).parse_args(sys.argv[1:] if argv is None else argv))
-    notes = [f"--{name} is accepted but has no use" for name in UNUSED if name in typed]
-    typed = {name: value for name, value in typed.items() if name not in UNUSED}
+    unused = [name for name in UNUSED if name not in known]
+    notes = [f"--{name} is accepted but has no use" for name in unused if name in typed]
+    typed = {name: value for name, value in typed.items() if name not in unused}
     for name, flag in known.items():
         if name in typed and flag.read_all is not None:
             try:

@@ -113,7 +113,9 @@ def convert(
     patterns = find_patterns(network, linear, all_convs)
     if not patterns.layers:
         expected = "a Conv2d or a Linear" if linear and all_convs else "a Conv2d with a BatchNorm2d behind it"
-        more = "" if linear and all_convs else "; linear=True, all_convs=True quantize other layers too"
+        more = (
+            "" if linear and all_convs else "; linear=True, all_convs=True (--quant_linear) quantize other layers too"
+        )
         raise UserError(
             f"{type(model).__name__} has nothing to quantize: expected {expected}, found "
             f"{some_of(patterns.left_float, 3) or 'no convolution'}{more}"

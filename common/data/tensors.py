@@ -92,6 +92,7 @@ class TensorBatches:
         shuffle: a new order every epoch; otherwise the order of the set.
         augment: None, or "crop_flip": each image by itself is padded with 4 black pixels, cropped back to its size at
             a random place and mirrored with probability 1/2, as RandomCrop(padding=4) and RandomHorizontalFlip do.
+        size: side that the images are resized to, behind the augmentation; None: as they are.
         drop_last: leave out the last batch if it is not full.
         device: where the bytes are kept and the batches are made.
         share: this process's part of every batch, which is all that iterating yields.
@@ -111,6 +112,7 @@ class TensorBatches:
         domain: str = "source",
         shuffle: bool = False,
         augment: str | None = None,
+        size: int | None = None,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
         share: Share = Share(),
@@ -132,6 +134,7 @@ class TensorBatches:
         self.domain = domain
         self.shuffle = shuffle
         self.augment = augment
+        self.size = size
         self.drop_last = drop_last
         self.share = share
         self.device = torch.device(device)
@@ -172,6 +175,8 @@ class TensorBatches:
             images = self._images[order[positions]]
             if self.augment == "crop_flip":
                 images = _crop_flip(images, crops[positions], mirrored[positions])
+            if self.size not in (None, images.shape[-1]):
+                images = _resized(images, self.size)
             images = images.float().div_(255).sub_(self._mean).div_(self._std)
             yield images, self._labels[order[positions]]
 
@@ -180,11 +185,12 @@ def resize(image_set: ImageSet, size: int) -> ImageSet:
     """The set with every image `size` x `size`: bilinear, with antialiasing where it shrinks, as PIL resizes."""
     if image_set.images.shape[-2:] == (size, size):
         return image_set
-    parts = [
-        F.interpolate(part, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-        for part in image_set.images.split(4096)
-    ]
+    parts = [_resized(part, size) for part in image_set.images.split(4096)]
     return replace(image_set, images=torch.cat(parts))
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def to_three_channels(image_set: ImageSet) -> ImageSet:

@@ -1,5 +1,6 @@
 """What a run leaves behind: its result by best and last epoch, the levels of every layer, and pictures."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from common.adaptation import Objective
 from common.data.kinds import RunData
 from common.engine.evaluation import evaluate, evaluate_shifted
 from common.measure import effective_bits, feature_map, relation_error
+from common.measure.coverage import coverage
 from common.runs import checkpoint
 from common.runs.job import FEATURES_BEFORE, Job
 
@@ -23,6 +25,9 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
     levels = effective_bits.measure(network, images)
     relations = relation_error.measure(network, images)
     for line in effective_bits.summary_lines(levels) if options.quantization.bits != 32 else []:
+        job.log(line)
+    covered = coverage(network, images[:1])
+    for line in [covered.line(), *(covered.lines() if options.run.float_names else [])]:
         job.log(line)
     last = job.history()[-1]
     confusions = {"last": evaluate(objective, data, tested, job, log=False)[1]}
@@ -47,6 +52,7 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
         "classes": list(data.classes),
         "relation_error": relations,
         "layers": [entry.row() for entry in levels],
+        "coverage": asdict(covered),
     }
     if not options.task.cross and options.data.shift:  # of the best epoch's network
         summary["shift"] = evaluate_shifted(objective, data, job)

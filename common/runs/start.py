@@ -33,6 +33,11 @@ def check_network(options: Options) -> None:
             f"--model {options.quantization.model}: belongs to {entry.task}, whose images this program does not have; "
             f"expected a network such as {options.task.model}"
         )
+    if entry is not None and options.quantization.quant_linear:
+        raise UserError(
+            f"--quant_linear: {options.quantization.model} keeps the layers of the paper; expected a network "
+            "of others, such as --model torchvision:NAME"
+        )
     batch = options.training.train_batch_size // distributed.size()
     if entry is None or batch == 1:
         _try(options, min(batch, 2), f"--train_batch_size {options.training.train_batch_size}")
@@ -69,10 +74,13 @@ def make_network(options: Options, num_classes: int | None = None) -> nn.Module:
 def _arguments(options: Options) -> dict[str, Any]:
     """Those of the network's own, such as the side of its images."""
     entry, flat = known_network(options.quantization.model), options.flat()
-    if entry is None and options.task.cross:
+    if entry is not None:
+        return {name: flat[name] for name in entry.arguments}
+    further = {"quant_linear": options.quantization.quant_linear}
+    if options.task.cross:
         bottleneck = OBJECTIVES[options.objective_name].bottleneck
-        return {"adapts": True, "img_size": options.data.side, "bottleneck": bottleneck}
-    return {name: flat[name] for name in (entry.arguments if entry is not None else ())}
+        further |= {"adapts": True, "img_size": options.data.side, "bottleneck": bottleneck}
+    return further
 
 
 def load_source(network: nn.Module, options: Options, job: Job) -> dict[str, Any] | None:
