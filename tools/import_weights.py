@@ -33,8 +33,9 @@ def import_weights(
 
     Args:
         file: of the float network.
-        normalization: mean and std of the images that it was trained on; imagenet is folded into the first layer, which
-            is exact but for the outermost row of pixels.
+        normalization: mean and std that it was trained with. For CIFAR-10 in its published form imagenet is folded into
+            the first layer, which is exact but for the outermost row of pixels; a folder of images (--dataset DIR) is
+            normalised as ImageNet anyway, so that such a network is imported without it.
         out: file to write (default: where the task of its depth looks for its 32-bit file).
     """
     try:
