@@ -18,11 +18,11 @@ from common.flags import Flag
 from common.runs.annotations import NewFolder, one_of
 from common.runs.tool import run_tool
 from tools.arguments import Bits
-from tools.runs.row_budget import budget_of
 from tools.runs.main_flags import kept_as_typed, passed_on
 from tools.runs.plan import Launch, Slurm, Workers
 from tools.runs.programs import programs
 from tools.runs.reproduction import reproduction
+from tools.runs.row_budget import budget_of
 from tools.runs.runner import carry_out
 from tools.runs.table_rows import select
 from tools.runs.table_runs import runs_of

@@ -19,9 +19,9 @@ from tests.conftest import refusal, run
 from tests.tools.entry import refused, type_in, words_of
 from tools.runs import disk
 from tools.runs.anchors import ANCHORS
-from tools.runs.row_budget import SHORT
 from tools.runs.plan import Planned
 from tools.runs.programs import programs
+from tools.runs.row_budget import SHORT
 from tools.runs.table_rows import label, select
 from tools.runs.table_runs import runs_of
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tools.runs import readme_table, result_tables
-from tools.runs.row_budget import Budget
 from tools.runs.main_flags import with_effect
 from tools.runs.plan import Plan, Planned
 from tools.runs.programs import programs
+from tools.runs.row_budget import Budget
 from tools.runs.table_runs import TableRun
 
 
