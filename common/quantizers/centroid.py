@@ -25,6 +25,8 @@ from common.quantizers.rounding import SQRT_HALF, Grid, exact_grid, unit_grid, w
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
 
+CHOSEN = 17  # entries up to which a compiler's vectors choose faster than they gather
+
 
 def thresholds(bits: int, signed: bool) -> Tensor:
     """(n,) float64, ascending: where the code of z passes to the next, or that of |z| if not ``signed``."""
@@ -79,8 +81,13 @@ def _grid(bits: int, signed: bool) -> Grid:
 
 def _look_up(u: Tensor, table: Tensor, grid: Grid) -> Tensor:
     """The values of u by ``table``; what is below the lowest bin counts to it, and NaN has the last entry."""
-    codes = aligned_position(u, 1.0, grid).round_().clamp_min_(0).nan_to_num_(nan=len(table) - 1)
-    return table.index_select(0, codes.flatten().int()).view_as(codes)
+    codes = aligned_position(u, 1.0, grid).round_().clamp_min_(0)
+    if torch.compiler.is_compiling() and len(table) <= CHOSEN:
+        values = torch.where(codes.isnan(), codes, table[0])
+        for code in range(1, len(table) - 1):
+            values = torch.where(codes >= code, table[code], values)
+        return values
+    return table.index_select(0, codes.nan_to_num_(nan=len(table) - 1).flatten().int()).view_as(codes)
 
 
 def root_mean_square(w: Tensor) -> Tensor:
