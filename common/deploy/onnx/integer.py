@@ -7,6 +7,7 @@ from their scale, which the weights carry. Residual sums, maxima and ReLUs act o
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from common.deploy.integer.rewriting import Codes
@@ -17,6 +18,7 @@ from common.deploy.operations import Operation
 from common.quantizers.layers import QuantAct, WeightQuantizer
 
 BYTE = 256
+LEAST = float(torch.finfo(torch.float32).min)
 
 
 class IntegerWriter(GraphWriter):
@@ -30,7 +32,8 @@ class IntegerWriter(GraphWriter):
         super().__init__(source)
         self.meaning: dict[fx.Node, Codes] = {}
         self.reals: dict[fx.Node, str] = {}
-        self.in_bytes: dict[str, list[tuple[str, int]]] = {}
+        self.in_bytes: dict[str, tuple[str, int]] = {}
+        self.window_sums: dict[str, str] = {}
         self.rules |= {
             "quantizer": self.quantizer,
             "identity": self.same,
@@ -85,8 +88,15 @@ class IntegerWriter(GraphWriter):
         return self.plain("Relu", operation, name)
 
     def max_pool(self, operation: Operation, name: str) -> str:
-        if codes := self.common_codes(operation):
-            self.meaning[operation.node] = codes[0]
+        """Of bytes, where the integers are such: four times less to move."""
+        (codes,) = self.common_codes(operation) or (None,)
+        if codes is None:
+            return super().max_pool(operation, name)
+        self.meaning[operation.node], (source,) = codes, operation.inputs
+        value, base = self.bytes_of(self.names[source], codes)
+        if base == 1:
+            self.in_bytes[name] = name, 1
+            self.names[source] = value
         return super().max_pool(operation, name)
 
     def addition(self, operation: Operation, name: str) -> str:
@@ -113,37 +123,69 @@ class IntegerWriter(GraphWriter):
             codes = self.meaning.pop(operation.node, None)
         else:
             codes, value = self.meaning.get(operation.inputs[0]), self.names[operation.inputs[0]]
-        if value is None or codes is None or not -(BYTE**2) // 2 <= codes.low <= codes.high < BYTE**2 // 2:
+        if value is None or codes is None or not within_two_bytes(codes):
             return super().convolution(operation, name)
-        bias = [] if conv.bias is None else [self.floats(f"{name}.bias", conv.bias)]
-        geometry = {"strides": conv.stride, "pads": conv.padding * 2, "dilations": conv.dilation, "group": conv.groups}
-        total = ""
-        for number, (one, worth) in enumerate(self.bytes_of(value, codes)):
-            for place, (weights, scale) in enumerate(parts):
-                term = f"{name}.term{number}{place}"
-                stored = self.bytewise(f"{term}.codes", weights, "INT8")
-                read = self.dequantize(
-                    stored, "INT8", f"{term}.weight", (scale * codes.unit * worth).expand(len(weights))
-                )
-                part = self.add("Conv", [one, read, *bias], term, kernel_shape=conv.kernel_size, **geometry)
-                total, bias = self.add("Add", [total, part], f"{term}.sum") if total else part, []
+        x, base = self.bytes_of(value, codes)
+        terms = [
+            self.product(x, weights, scale * codes.unit, conv, f"{name}.term{place}")
+            for place, (weights, scale) in enumerate(parts)
+        ]
+        total = terms[0] if len(terms) == 1 else self.sum(terms, f"{name}.terms")
+        if base != 1:
+            low, high = halves = [f"{name}.low", f"{name}.high"]
+            self.nodes.append(self.helper.make_node("Split", [total], halves, axis=0, num_outputs=2))
+            total = self.sum([low, self.chain(f"{name}.worth", high, ("base", "Mul", (base,)))], f"{name}.sum")
+        if conv.bias is not None:
+            return self.chain(name, total, ("bias", "Add", (conv.bias.view(-1, 1, 1),)))
         return self.add("Identity", [total], name)
 
-    def bytes_of(self, value: str, codes: Codes) -> list[tuple[str, int]]:
-        """The integers of a tensor as bytes: tensors that an engine keeps as such, and what one of them is worth."""
+    def sum(self, terms: list[str], name: str) -> str:
+        """Of two products. OpenVINO moves scales from before an addition behind it, and where a term has other readers
+        (a shortcut's convolution and a branch's) it applies them twice; past a maximum it moves none."""
+        terms = [self.chain(f"{term}.as_is", term, ("least", "Max", (LEAST,))) for term in terms]
+        return self.add("Add", terms, name)
+
+    def product(self, x: str, weights: Tensor, scale: Tensor, conv: Any, name: str) -> str:
+        """The convolution of bytes with bytes, times a scale of (1,) or (filters,).
+
+        Sums of the inputs under a kernel serve all convolutions of the same input: OpenVINO would share them by itself,
+        and then apply the scale of shared weights twice.
+        """
+        geometry = {"strides": conv.stride, "pads": conv.padding * 2, "dilations": conv.dilation, "group": conv.groups}
+        if bool((weights == 1).all()):
+            key = f"{x}.sums{conv.kernel_size}{geometry}"
+            if key not in self.window_sums:
+                ones = self.dequantize(
+                    self.bytewise(f"{key}:ones", weights, "INT8"), "INT8", f"{key}.ones", torch.ones(len(weights))
+                )
+                self.window_sums[key] = self.add("Conv", [x, ones], key, kernel_shape=conv.kernel_size, **geometry)
+            return self.chain(name, self.window_sums[key], ("scaled", "Mul", (scale.view(-1, 1, 1),)))
+        stored = self.bytewise(f"{name}.codes", weights, "INT8")
+        read = self.dequantize(stored, "INT8", f"{name}.weight", scale.expand(len(weights)))
+        return self.add("Conv", [x, read], name, kernel_shape=conv.kernel_size, **geometry)
+
+    def bytes_of(self, value: str, codes: Codes) -> tuple[str, int]:
+        """The integers of a tensor as one that an engine keeps in bytes, and its base.
+
+        Base 1: the integers themselves. Otherwise the batch has twice the images: the integers modulo the base, and
+        then how often the base goes into them. So both meet the same weights in one convolution.
+        """
         if value not in self.in_bytes:
             if kind := byte_type(codes.low, codes.high):
-                self.in_bytes[value] = [(requantize(self, value, kind, f"{value}.byte"), 1)]
+                self.in_bytes[value] = requantize(self, value, kind, f"{value}.byte"), 1
             else:
-                share = self.chain(f"{value}.high", value, ("share", "Mul", (1 / BYTE,)), ("whole", "Floor", ()))
+                kind, base = ("INT8", BYTE // 2) if codes.low < 0 else ("UINT8", BYTE)
+                high = self.chain(f"{value}.high", value, ("share", "Mul", (1 / base,)), ("whole", "Floor", ()))
                 low = self.add(
-                    "Sub", [value, self.chain(f"{value}.of", share, ("256", "Mul", (BYTE,)))], f"{value}.low"
+                    "Sub", [value, self.chain(f"{value}.of", high, ("base", "Mul", (base,)))], f"{value}.low"
                 )
-                kind = byte_type(codes.low // BYTE, codes.high // BYTE)
-                assert kind is not None
-                high = requantize(self, share, kind, f"{value}.high_byte")
-                self.in_bytes[value] = [(requantize(self, low, "UINT8", f"{value}.low_byte"), 1), (high, BYTE)]
+                parts = [requantize(self, part, kind, f"{part}_byte") for part in (low, high)]
+                self.in_bytes[value] = self.add("Concat", parts, f"{value}.bytes", axis=0), base
         return self.in_bytes[value]
+
+
+def within_two_bytes(codes: Codes) -> bool:
+    return codes.low >= -(2**14) and codes.high < (2**16 if codes.low >= 0 else 2**14)
 
 
 def weights_in_bytes(conv: Any) -> list[tuple[Tensor, Tensor]] | None:
