@@ -2,14 +2,16 @@
 
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from common.data import cifar10
+from common.data import cifar10, cifar10c
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.kinds.base import Batching, DataKind, DataOptions, RunData
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.tensors import ImageSet, TensorBatches
+from common.errors import UserError
 from common.flags import boolean, flag, fraction, natural, seed_number, shown
 
 NONE, OWN, PUBLISHED = "none", "own", "cifar10c"  # what --shift means
@@ -47,6 +49,8 @@ class Cifar10Options(DataOptions):
 def load(options: Cifar10Options, batching: Batching) -> RunData:
     """Training and test set and, for --select val, "val", which is then held out of the training set."""
     folder = data_folder(options.data_dir, "demo" if options.demo else "cifar10")
+    if options.shift == PUBLISHED:
+        published_corruptions(options)  # before anything is trained
     if options.demo:
         root = demo_cifar10.write(folder / "demo" / "cifar10")
     else:
@@ -61,6 +65,17 @@ def load(options: Cifar10Options, batching: Batching) -> RunData:
         test.classes,
         "training split for training, test split for test",
     )
+
+
+def published_corruptions(options: Cifar10Options) -> Path:
+    """The folder of CIFAR-10-C.
+
+    Raises:
+        UserError: it is not there or not complete, or the run is one on demo data.
+    """
+    if options.demo:
+        raise UserError("--shift cifar10c --demo: its images are CIFAR-10's; leave one of them out")
+    return cifar10c.find(data_folder(options.data_dir, cifar10c.FOLDERS[0]))
 
 
 def make_batches(images: ImageSet, batching: Batching, train: bool) -> TensorBatches:
