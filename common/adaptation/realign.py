@@ -91,11 +91,7 @@ def realign(network: nn.Module, images: Tensor, prior: float = PRIOR, at_once: i
         UserError: a network without statistics, fewer than ``FEWEST`` images without a prior, or statistics that are
             not finite; the network is then left as it was.
     """
-    if len(images) < FEWEST and prior == 0:
-        raise UserError(
-            f"{len(images)} image{'s' * (len(images) != 1)} without a prior: statistics of so few are worse than the "
-            f"source's; give {FEWEST} or more, or a prior above 0"
-        )
+    refuse_few(len(images), prior)
     network.eval()
     order = order_of(images)
     images = images[order]
@@ -118,6 +114,18 @@ def realign(network: nn.Module, images: Tensor, prior: float = PRIOR, at_once: i
             set_statistics(norm, before[name])
         raise
     return Realigned(found, logits[order.argsort()])
+
+
+def refuse_few(count: int, prior: float) -> None:
+    """
+    Raises:
+        UserError: ``count`` images are too few to do without a prior.
+    """
+    if count < FEWEST and prior == 0:
+        raise UserError(
+            f"{count} image{'s' * (count != 1)} without a prior: statistics of so few are worse than the source's; give "
+            f"{FEWEST} or more, or a prior above 0"
+        )
 
 
 def share(moments: Moments, norm: Norm, count: int, prior: float) -> float:

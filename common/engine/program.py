@@ -10,6 +10,7 @@ from common.config.naming import name_files
 from common.config.options import Options, parse
 from common.config.tasks import Task
 from common.data.kinds import DATA, DOMAINS, Batching
+from common.engine import realignment
 from common.engine.result import test_only
 from common.engine.trainer import Trainer
 from common.errors import UserError
@@ -40,6 +41,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = options.noting(note, *distributed.check(batch, options.device.sync_bn, device))
     acceleration.check(options.acceleration, device)
     check_network(options)
+    realignment.check(options)
     preserves = _wants_crp(options)
     if task.crp and not (preserves or options.run.test_only):
         options = options.noting("without relation preservation: nothing is aligned in this run")

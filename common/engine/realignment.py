@@ -7,11 +7,31 @@ from typing import Any
 from torch import Tensor
 
 from common.adaptation import Objective
-from common.adaptation.realign import realign
+from common.adaptation.realign import realign, refuse_few
+from common.config.options import Options
+from common.data import cifar10c
 from common.data.kinds import RunData
+from common.data.kinds.cifar10 import PUBLISHED
 from common.engine.evaluation import evaluate
+from common.errors import UserError
 from common.measure.statistics import restore_statistics, statistics_of
 from common.runs.job import Job
+
+
+def check(options: Options) -> None:
+    """
+    Raises:
+        UserError: images too few for no prior, or all that CIFAR-10-C has.
+    """
+    wanted = options.realignment
+    if wanted.adapt == "none":
+        return
+    refuse_few(wanted.adapt_images, wanted.adapt_prior)
+    if not options.task.cross and options.data.shift == PUBLISHED and wanted.adapt_images >= cifar10c.IMAGES:
+        raise UserError(
+            f"--adapt_images {wanted.adapt_images}: expected fewer than the {cifar10c.IMAGES} of CIFAR-10-C, which are "
+            "tested on too"
+        )
 
 
 @contextmanager

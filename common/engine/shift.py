@@ -7,12 +7,10 @@ from common.adaptation import Objective
 from common.data import cifar10c
 from common.data.corruptions import STRENGTHS, corrupt
 from common.data.kinds import RunData
-from common.data.kinds.cifar10 import PUBLISHED
-from common.data.locate import data_folder
+from common.data.kinds.cifar10 import PUBLISHED, published_corruptions
 from common.data.tensors import ImageSet, drawn
 from common.engine.evaluation import measure
 from common.engine.realignment import realigned
-from common.errors import UserError
 from common.runs.job import Job
 
 Pairs = Iterator[tuple[str, list[tuple[ImageSet, ImageSet | None]]]]  # by kind, for each strength: tested, adapted to
@@ -62,9 +60,7 @@ def _own(data: RunData, job: Job) -> Pairs:
 
 def _published(job: Job) -> Pairs:
     """CIFAR-10-C; adapted to are some of its images, which are then not tested on."""
-    if job.options.data.demo:
-        raise UserError("--shift cifar10c --demo: its images are CIFAR-10's; leave one of them out")
-    folder = cifar10c.find(data_folder(job.options.data.data_dir, cifar10c.FOLDERS[0]))
+    folder = published_corruptions(job.options.data)
     options = job.options.realignment
     for kind in (*cifar10c.KINDS, *cifar10c.EXTRA):
         pairs: list[tuple[ImageSet, ImageSet | None]] = []
@@ -74,10 +70,6 @@ def _published(job: Job) -> Pairs:
                 continue
             places = drawn(options.adapt_images, len(whole))
             rest = sorted(set(range(len(whole))) - set(places.tolist()))
-            if not rest:
-                raise UserError(
-                    f"--adapt_images {options.adapt_images}: expected fewer than the {len(whole)} of CIFAR-10-C"
-                )
             pairs.append((_sampled(whole.subset(rest), job), whole.subset(places)))
         yield kind, pairs
 

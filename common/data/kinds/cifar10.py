@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from common.data import cifar10, cifar100
+from common.data import cifar10, cifar10c, cifar100
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.folder_batches import FolderBatches
 from common.data.folders import ImageList, check_same_classes, find_class_folder, read_domain
@@ -67,6 +67,8 @@ def load(options: Cifar10Options, batching: Batching) -> RunData:
         return _load_folder(options, batching)
     source = KNOWN[options.dataset]
     folder = data_folder(options.data_dir, "demo" if options.demo else options.dataset)
+    if options.shift == PUBLISHED:
+        published_corruptions(options)  # before anything is trained
     if options.demo:
         root = demo_cifar10.write(folder / "demo" / "cifar10")
     else:
@@ -147,6 +149,32 @@ def _read(root: Path, part: str) -> ImageList:
         return read_domain(root, part)
     except UserError as error:
         raise UserError(f"--dataset {root}: {str(error).split(': give', maxsplit=1)[0]}") from None
+
+
+def published_corruptions(options: Cifar10Options) -> Path:
+    """The folder of CIFAR-10-C.
+
+    Raises:
+        UserError: it is not there or not complete, or the run is one on demo data.
+    """
+    if options.demo or options.dataset != "cifar10":
+        other = "demo" if options.demo else f"dataset {options.dataset}"
+        raise UserError(f"--shift cifar10c --{other}: its images are CIFAR-10's; leave one of them out")
+    return cifar10c.find(data_folder(options.data_dir, cifar10c.FOLDERS[0]))
+
+
+def make_batches(images: ImageSet, batching: Batching, train: bool) -> TensorBatches:
+    return TensorBatches(
+        image_set=images,
+        batch_size=batching.train if train else batching.test,
+        mean=cifar10.MEAN,
+        std=cifar10.STD,
+        seed=batching.seed,
+        shuffle=train,
+        augment="crop_flip" if train else None,
+        device=batching.device,
+        share=batching.share if train else Share(),
+    )
 
 
 def split_seen(options: Cifar10Options, other: dict[str, Any]) -> str:
