@@ -4,6 +4,7 @@ Weights are stored as codes, UINT4 up to 4 bits and UINT8 above, followed by wha
 (common.deploy.onnx.quantizers). The output of every activation quantizer carries the quantizer's name.
 """
 
+import copy
 import hashlib
 import re
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from common.deploy.extras import need
-from common.deploy.graph import refuse_unset, trace
+from common.deploy.graph import ClassLogits, refuse_unset
 from common.deploy.onnx.graph import GraphWriter
+from common.deploy.onnx.recording import PREFIX
 from common.errors import UserError
 from common.reading import ordinary
 from common.writing import write_whole
@@ -69,10 +71,9 @@ def _entry(digest: str) -> bytes:
 def onnx_model(network: nn.Module, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> Any:
     """The checked ModelProto of ``export_onnx``."""
     onnx = need("onnx")
-    source = trace(network)
-    refuse_unset(source.named_modules())
-    writer = GraphWriter(source)
-    writer.run()
+    source = ClassLogits(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
+    refuse_unset((name.removeprefix(PREFIX), module) for name, module in source.named_modules())
+    writer = GraphWriter(source, image_shape)
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         writer.nodes,
