@@ -34,7 +34,7 @@ def predict(
     """
     if not images:
         raise UserError("expected --model FILE IMAGE... or a folder of images")
-    paths = [path for image in images for path in images_at(image)]
+    paths = [path for image in images for path in images_at(Path(image))]
     file = open_file(model, fast=fast, model=network, **flags)
     print("\n".join([file.line(), *file.notes]))
     for start in range(0, len(paths), BATCH):

@@ -34,7 +34,7 @@ class Classifier:
         return f"{self.path}: {self.form}, {self.description.line()}"
 
 
-def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False, **typed: Any) -> Classifier:
+def open_file(path: Path | str, device: torch.device | str = "cpu", fast: bool = False, **typed: Any) -> Classifier:
     """Read a file by its suffix: that of a format, and anything else as a checkpoint.
 
     Args:
@@ -46,6 +46,7 @@ def open_file(path: Path, device: torch.device | str = "cpu", fast: bool = False
         UserError: the file cannot be read, what reads it is not installed, the fast path does not know it, or its
             format is never opened.
     """
+    path = Path(path)
     found = next((one for one in FORMATS.values() if one.suffix == path.suffix), None)
     notes: list[str] = []
     computes: nn.Module | Logits

@@ -19,7 +19,7 @@ from common.runs import checkpoint
 NETWORK_FLAGS = ("method", "bitW", "abitW", "act_range", "levels", "stage", "img_size", "quant_shortcut")
 
 
-def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]]:
+def restore(path: Path | str, **typed: Any) -> tuple[nn.Module, Description, list[str]]:
     """The fake-quantized network of a checkpoint, as evaluation in its run computes it.
 
     Args:
@@ -30,6 +30,7 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
     Raises:
         UserError: not a checkpoint, of another network, without the configuration or a part of the weights.
     """
+    path = Path(path)
     content = checkpoint.read(path)
     recorded = content.get("config")
     recorded = _read(recorded, str(path)) if isinstance(recorded, Mapping) else {}

@@ -15,8 +15,8 @@ from torch import nn
 
 from common.deploy.extras import need
 from common.deploy.graph import ClassLogits, refuse_unset
-from common.deploy.onnx.graph import GraphWriter
 from common.deploy.onnx.recording import PREFIX
+from common.deploy.onnx.writer import NetworkWriter
 from common.errors import UserError
 from common.reading import ordinary
 from common.writing import write_whole
@@ -27,7 +27,7 @@ DIGEST, UNKNOWN = "sha256", 64 * "0"  # of a file's bytes, with zeros in place o
 
 
 def export_onnx(
-    network: nn.Module, path: Path, image_shape: tuple[int, int, int], metadata: Mapping[str, str] | None = None
+    network: nn.Module, path: Path | str, image_shape: tuple[int, int, int], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a network of any method, or a float one, as ``path``: input "images" (batch, C, H, W), output "logits".
 
@@ -35,21 +35,21 @@ def export_onnx(
         image_shape: (C, H, W) of one image; the batch is dynamic.
         metadata: stored in the file, beside a checksum of all of it.
     Raises:
-        UserError: onnx is not installed, learned scales were never set, or the network holds a layer that this export
-            does not know.
+        UserError: onnx is not installed, learned scales were never set, or the network computes what this
+            export does not know.
         onnx.checker.ValidationError: a defect of this export.
     """
     content = onnx_model(network, image_shape, {**(metadata or {}), DIGEST: UNKNOWN}).SerializeToString()
-    write_whole(path, content.replace(_entry(UNKNOWN), _entry(_sha256(content))))
+    write_whole(Path(path), content.replace(_entry(UNKNOWN), _entry(_sha256(content))))
 
 
-def read_onnx(path: Path) -> bytes:
+def read_onnx(path: Path | str) -> bytes:
     """The bytes of a file that ``export_onnx`` wrote, every one of which is as it was written.
 
     Raises:
         UserError: no such file, another one, or one that was damaged or changed since.
     """
-    content = ordinary(path, "an ONNX file").read_bytes()
+    content = ordinary(Path(path), "an ONNX file").read_bytes()
     found = re.search(re.escape(_entry(UNKNOWN)[: -len(UNKNOWN)]) + b"([0-9a-f]{64})", content)
     if found is None:
         raise UserError(f"{path}: not an ONNX file of this program; expected one of tools/export.py")
@@ -73,7 +73,7 @@ def onnx_model(network: nn.Module, image_shape: tuple[int, int, int], metadata: 
     onnx = need("onnx")
     source = ClassLogits(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
     refuse_unset((name.removeprefix(PREFIX), module) for name, module in source.named_modules())
-    writer = GraphWriter(source, image_shape)
+    writer = NetworkWriter(source, image_shape)
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         writer.nodes,

@@ -1,150 +1,143 @@
-"""A network as ONNX nodes: every operator that torch calls, recorded twice, and written once."""
+"""A traced network as ONNX nodes, layer by layer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import fx
 
 from common.deploy.onnx.nodes import Nodes
-from common.deploy.onnx.operators import OPERATORS, SHAPED
 from common.deploy.onnx.quantizers import write_activation, write_weight
-from common.deploy.onnx.recording import Call, Recorder, tensors_in
-from common.errors import UserError
+from common.deploy.operations import Operation, operations
+from common.quantizers.layers import QuantAct, QuantLayer
 
 FORM = "the ONNX export"
-BATCHES = 2, 3  # what differs between them follows the batch
-Sizes = tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A call as a rule of ``OPERATORS`` sees it.
-
-    Attributes:
-        name: of its output, or the beginning of those of several. layer: for messages.
-        given: the arguments by name; tensors are the names of their ONNX values.
-        sizes: of each tensor among the arguments, by name. results: of each output. None follows the batch.
-    """
-
-    name: str
-    layer: str
-    operator: str
-    given: dict[str, Any]
-    sizes: dict[str, Sizes]
-    results: list[Sizes]
-
-    def refuse(self, why: str) -> UserError:
-        return UserError(f"{self.layer or 'the network'}: {why}")
 
 
 class GraphWriter(Nodes):
-    """From the input "images" to the output "logits". What a layer returns has the layer's name, for its first use."""
+    """Walks the graph from the input "images" to the output "logits". A layer's output has the layer's name."""
 
-    def __init__(self, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        """
-        Args:
-            network: a copy, in evaluation mode, from images to logits.
-        Raises:
-            UserError: an operator, or an argument of one, that this export does not know.
-        """
+    def __init__(self, source: fx.GraphModule) -> None:
         super().__init__()
-        self.recorder = Recorder(network, OPERATORS)
-        draw = torch.Generator().manual_seed(0)
-        self.images = [torch.randn(batch, *image_shape, generator=draw) for batch in BATCHES]
-        copies = [images.clone() for images in self.images]
-        (calls, logits), (others, _) = map(self.recorder.record, copies)
-        if [call.operator for call in calls] != [call.operator for call in others]:
-            raise UserError("the network takes another path for other images, which has no form as a graph")
-        self.logits = logits
-        self.names = {id(copies[0]): "images"}
-        self.taken: set[str] = {"images", "logits"}
-        for call, other in zip(calls, others, strict=True):
-            self._write(call, other)
-        if id(logits) not in self.names:
-            raise UserError("the network's logits do not depend on its images")
-        self.nodes.append(self.helper.make_node("Identity", [self.names[id(logits)]], ["logits"]))
+        self.source = source
+        self.names: dict[fx.Node, str] = {}
+        self.taken: set[str] = set()
+        self.rules: dict[str, Callable[[Operation, str], str]] = {
+            "convolution": self.convolution,
+            "batch_norm": self.batch_norm,
+            "quantizer": lambda operation, name: write_activation(
+                self, operation.layer, name, self.inputs(operation)[0]
+            ),
+            "identity": lambda operation, name: self.inputs(operation)[0],
+            "relu": lambda operation, name: self.plain("Relu", operation, name),
+            "relu6": lambda operation, name: self.chain(
+                name, self.inputs(operation)[0], ("clipped", "Clip", (0.0, 6.0))
+            ),
+            "add": self.addition,
+            "concatenate": lambda operation, name: self.plain("Concat", operation, name, axis=operation.options["dim"]),
+            "max_pool": self.max_pool,
+            "average_pool": self.average_pool,
+            "adaptive_average_pool": self.global_average_pool,
+            "mean": self.mean,
+            "flatten": self.flatten,
+            "expand": self.expand,
+            **dict.fromkeys(("linear", "quantized_linear"), self.linear),
+        }
 
-    def _write(self, call: Call, other: Call) -> None:
-        name = self._name_of(call)
-        if call.operator == "quantizer":
-            value = self._value(call.given["self"], other.given["self"], call, name)
-            self.names[id(call.results[0])] = write_activation(self, call.module, name, value)
-            return
-        bound = self._bound(call, other, name)
-        rule = OPERATORS.get(call.operator)
-        if rule is None:
-            raise bound.refuse(f"{FORM} does not know torch's {call.operator}")
-        written = rule(self, bound)
-        names = [written] if isinstance(written, str) else written
-        self.names.update({id(result): one for result, one in zip(call.results, names, strict=False)})
-
-    def _bound(self, call: Call, other: Call, name: str) -> Bound:
-        results = [_sizes(*pair) for pair in zip(call.shapes, other.shapes, strict=True)]
-        bound = Bound(name, call.layer, call.operator, {}, {}, results)
-        for key, value in call.given.items():
-            there = other.given[key]
-            if isinstance(value, Tensor):
-                bound.sizes[key] = _sizes(value.shape, there.shape)
-            if any(True for _ in tensors_in(value)):
-                bound.given[key] = self._values(value, there, call, f"{name}:{key}")
-            elif call.operator not in SHAPED and str(value) != str(there):
-                raise bound.refuse(f"computes with {value}, a number that follows the size of the batch")
+    def run(self) -> None:
+        """
+        Raises:
+            UserError: a layer, or an argument of one, that this export does not know.
+        """
+        for operation in operations(self.source):
+            if operation.kind == "input":
+                self.names[operation.node] = "images"
+            elif operation.kind == "output":
+                self.nodes.append(self.helper.make_node("Identity", self.inputs(operation), ["logits"]))
+            elif operation.kind in self.rules:
+                self.names[operation.node] = self.rules[operation.kind](operation, self.name_of(operation))
             else:
-                bound.given[key] = value
-        return bound
+                raise operation.refuse(f"{FORM} does not know {operation.what}")
 
-    def _values(self, value: Any, other: Any, call: Call, name: str) -> Any:
-        if isinstance(value, tuple | list):
-            pairs = enumerate(zip(value, other, strict=True))
-            return [self._values(one, there, call, f"{name}{place}") for place, (one, there) in pairs]
-        return self._value(value, other, call, name) if isinstance(value, Tensor) else value
-
-    def _value(self, tensor: Tensor, other: Tensor, call: Call, name: str) -> str:
-        """The name of what a call is given; a constant is written for that."""
-        if id(tensor) in self.names:
-            return self.names[id(tensor)]
-        if id(tensor) in self.recorder.weights:
-            layer, layer_name = self.recorder.weights[id(tensor)]
-            self.names[id(tensor)] = write_weight(self, layer, layer_name)
-            return self.names[id(tensor)]
-        if id(tensor) in self.recorder.live:
-            raise UserError(f"{call.layer}: {FORM} does not know all that {call.operator} is given")
-        name = self.recorder.names.get(id(tensor), name)
-        if tensor.shape == other.shape:
-            if not torch.equal(tensor, other) and not bool(tensor.isnan().any()):
-                raise UserError(f"{call.layer}: works with a constant that is another one each time")
-            return self.constant(name, tensor)
-        first = tensor[:1]
-        if tensor.shape[1:] == other.shape[1:] and all(
-            torch.equal(one, first.expand_as(one)) for one in (tensor, other)
-        ):
-            return self.repeated(name, self.constant(name, first), (None, *[1] * (tensor.ndim - 1)))
-        raise UserError(f"{call.layer}: works with a constant that follows the size of the batch")
-
-    def repeated(self, name: str, value: str, sizes: Sizes) -> str:
-        """A value repeated to some sizes, where 1 is as it is and None the size of the batch."""
-        if None not in sizes:
-            return self.add(
-                "Expand", [value, self.integers(f"{name}:shape", [int(one or 1) for one in sizes])], f"{name}.expanded"
-            )
-        if "batch" not in self.taken:
-            self.taken.add("batch")
-            self.add("Shape", ["images"], "batch", start=0, end=1)
-        parts = ["batch" if one is None else self.integers(f"{name}:size", [one]) for one in sizes]
-        shape = self.add("Concat", parts, f"{name}.shape", axis=0) if len(parts) > 1 else parts[0]
-        return self.add("Expand", [value, shape], f"{name}.expanded")
-
-    def _name_of(self, call: Call) -> str:
-        layer, operator = call.layer, call.operator
-        wished = layer if layer and (call.is_result or call.module) else f"{layer}.{operator}" if layer else operator
-        name, count = wished, 1
-        while name in self.taken:
-            name, count = f"{wished}.{count}", count + 1
+    def name_of(self, operation: Operation) -> str:
+        """The layer's, for its first use."""
+        name = operation.node.name if operation.name in self.taken else operation.name
         self.taken.add(name)
         return name
 
+    def inputs(self, operation: Operation) -> list[str]:
+        return [
+            self.names[one] if isinstance(one, fx.Node) else self.floats(f"{operation.name}:number", one)
+            for one in operation.inputs
+        ]
 
-def _sizes(one: Sequence[int], other: Sequence[int]) -> Sizes:
-    return tuple(size if size == there else None for size, there in zip(one, other, strict=True))
+    def plain(self, kind: str, operation: Operation, name: str, **attributes: Any) -> str:
+        return self.add(kind, self.inputs(operation), name, **attributes)
+
+    def convolution(self, operation: Operation, name: str) -> str:
+        conv = operation.layer
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise operation.refuse(f"{FORM} knows padding by zeros, given in pixels")
+        geometry = {"strides": conv.stride, "pads": conv.padding * 2, "dilations": conv.dilation, "group": conv.groups}
+        return self.add("Conv", self.operands(operation, name), name, kernel_shape=conv.kernel_size, **geometry)
+
+    def operands(self, operation: Operation, name: str) -> list[str]:
+        """Input, weight and bias of a layer, quantized as the layer does."""
+        layer, (value,) = operation.layer, self.inputs(operation)
+        if isinstance(layer, QuantLayer) and isinstance(layer.input_quantizer, QuantAct):
+            value = write_activation(self, layer.input_quantizer, f"{name}.input_quantizer", value)
+        bias = [] if layer.bias is None else [self.floats(f"{name}.bias", layer.bias)]
+        return [value, write_weight(self, layer, name), *bias]
+
+    def batch_norm(self, operation: Operation, name: str) -> str:
+        bn = operation.layer
+        values = {
+            "weight": bn.weight if bn.affine else torch.ones(bn.num_features),
+            "bias": bn.bias if bn.affine else torch.zeros(bn.num_features),
+            "running_mean": bn.running_mean,
+            "running_var": bn.running_var,
+        }
+        constants = [self.floats(f"{name}.{key}", value) for key, value in values.items()]
+        return self.add("BatchNormalization", self.inputs(operation) + constants, name, epsilon=bn.eps)
+
+    def addition(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, alpha=1)
+        return self.plain("Add", operation, name)
+
+    def max_pool(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, ceil_mode=False, return_indices=False)
+        dilation = operation.pair("dilation")
+        return self.plain("MaxPool", operation, name, **_window(operation), dilations=dilation)
+
+    def average_pool(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, ceil_mode=False, divisor_override=None)
+        counted = int(operation.options["count_include_pad"])
+        return self.plain("AveragePool", operation, name, **_window(operation), count_include_pad=counted)
+
+    def global_average_pool(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, output_size=1)
+        return self.plain("GlobalAveragePool", operation, name)
+
+    def mean(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, dtype=None)
+        dims = operation.options["dim"]
+        if dims is None:
+            raise operation.refuse(f"{FORM} knows the mean over given dimensions")
+        axes = self.integers(f"{name}:axes", [dims] if isinstance(dims, int) else list(dims))
+        return self.add("ReduceMean", [*self.inputs(operation), axes], name, keepdims=int(operation.options["keepdim"]))
+
+    def flatten(self, operation: Operation, name: str) -> str:
+        operation.require(FORM, start_dim=1, end_dim=-1)
+        return self.plain("Flatten", operation, name, axis=1)
+
+    def expand(self, operation: Operation, name: str) -> str:
+        shape = self.integers(f"{name}:shape", [max(size, 1) for size in operation.options["size"]])
+        return self.add("Expand", [*self.inputs(operation), shape], name)
+
+    def linear(self, operation: Operation, name: str) -> str:
+        return self.add("Gemm", self.operands(operation, name), name, transB=1)
+
+
+def _window(operation: Operation) -> dict[str, tuple[int, ...]]:
+    kernel, stride, padding = (operation.pair(name) for name in ("kernel_size", "stride", "padding"))
+    return {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}

@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from common.deploy.onnx.graph import Bound, GraphWriter
+    from common.deploy.onnx.writer import Bound, NetworkWriter
 
-Rule = Callable[["GraphWriter", "Bound"], "str | list[str]"]
+Rule = Callable[["NetworkWriter", "Bound"], Any]  # gives the name of its output, or those of several
 
 
 def _plain(kind: str, *operands: str, **attributes: Any) -> Rule:
     """One node; operands are torch's names of its inputs, attributes ONNX's names with values."""
 
-    def rule(to: GraphWriter, call: Bound) -> str:
+    def rule(to: NetworkWriter, call: Bound) -> str:
         inputs = [_operand(to, call, name) for name in operands or ("self",)]
         return to.add(kind, inputs, call.name, **attributes)
 
     return rule
 
 
-def _operand(to: GraphWriter, call: Bound, name: str) -> str:
+def _operand(to: NetworkWriter, call: Bound, name: str) -> str:
     value = call.given[name]
     return value if isinstance(value, str) else to.floats(f"{call.name}:{name}", value)
 
 
 def _sum(kind: str) -> Rule:
-    def rule(to: GraphWriter, call: Bound) -> str:
+    def rule(to: NetworkWriter, call: Bound) -> str:
         one, other, alpha = _operand(to, call, "self"), _operand(to, call, "other"), call.given.get("alpha", 1)
         if alpha != 1:
             other = to.add("Mul", [other, to.floats(f"{call.name}:alpha", alpha)], f"{call.name}.scaled")
@@ -39,7 +39,7 @@ def _sum(kind: str) -> Rule:
     return rule
 
 
-def _divide(to: GraphWriter, call: Bound) -> str:
+def _divide(to: NetworkWriter, call: Bound) -> str:
     if call.given.get("rounding_mode") is not None:
         raise call.refuse("a division that rounds has no form in ONNX here")
     return _plain("Div", "self", "other")(to, call)
@@ -48,7 +48,7 @@ def _divide(to: GraphWriter, call: Bound) -> str:
 def _attributes(kind: str, **names: str) -> Rule:
     """One node, whose attributes are arguments of torch's by other names."""
 
-    def rule(to: GraphWriter, call: Bound) -> str:
+    def rule(to: NetworkWriter, call: Bound) -> str:
         given = {theirs: call.given[ours] for theirs, ours in names.items()}
         return to.add(kind, [call.given["self"]], call.name, **given)
 
@@ -56,7 +56,7 @@ def _attributes(kind: str, **names: str) -> Rule:
 
 
 def _clip(low: str, high: str) -> Rule:
-    def rule(to: GraphWriter, call: Bound) -> str:
+    def rule(to: NetworkWriter, call: Bound) -> str:
         limits = [call.given.get(bound) for bound in (low, high)]
         if any(isinstance(limit, str) for limit in limits):
             raise call.refuse("limits of a clamp that are tensors have no form in ONNX here")
@@ -66,12 +66,12 @@ def _clip(low: str, high: str) -> Rule:
     return rule
 
 
-def _silu(to: GraphWriter, call: Bound) -> str:
+def _silu(to: NetworkWriter, call: Bound) -> str:
     gate = to.add("Sigmoid", [call.given["self"]], f"{call.name}.gate")
     return to.add("Mul", [call.given["self"], gate], call.name)
 
 
-def _hardswish(to: GraphWriter, call: Bound) -> str:
+def _hardswish(to: NetworkWriter, call: Bound) -> str:
     """In torch's order: x * min(max(x + 3, 0), 6) / 6."""
     x = call.given["self"]
     moved = to.chain(f"{call.name}.gate", x, ("moved", "Add", (3.0,)), ("clipped", "Clip", (0.0, 6.0)))
@@ -79,18 +79,18 @@ def _hardswish(to: GraphWriter, call: Bound) -> str:
     return to.add("Div", [product, to.floats(f"{call.name}:six", 6.0)], call.name)
 
 
-def _hardsigmoid(to: GraphWriter, call: Bound) -> str:
+def _hardsigmoid(to: NetworkWriter, call: Bound) -> str:
     steps = ("moved", "Add", (3.0,)), ("clipped", "Clip", (0.0, 6.0)), ("sixth", "Div", (6.0,))
     return to.chain(call.name, call.given["self"], *steps)
 
 
-def _elu(to: GraphWriter, call: Bound) -> str:
+def _elu(to: NetworkWriter, call: Bound) -> str:
     if call.given["scale"] != 1 or call.given["input_scale"] != 1:
         raise call.refuse("an ELU with scales has no form in ONNX here")
     return _attributes("Elu", alpha="alpha")(to, call)
 
 
-def _reshaped(to: GraphWriter, call: Bound) -> str:
+def _reshaped(to: NetworkWriter, call: Bound) -> str:
     """Whatever keeps the order of the elements: a tensor of the same elements in another shape."""
     value, sizes = call.given["self"], call.results[0]
     if sizes == call.sizes["self"]:
@@ -101,14 +101,14 @@ def _reshaped(to: GraphWriter, call: Bound) -> str:
     return to.add("Reshape", [value, shape], call.name)
 
 
-def _expand(to: GraphWriter, call: Bound) -> str:
+def _expand(to: NetworkWriter, call: Bound) -> str:
     before, after = call.sizes["self"], call.results[0]
     before = (*[1] * (len(after) - len(before)), *before)
     sizes = tuple(1 if there == here else there for here, there in zip(before, after, strict=True))
     return to.repeated(call.name, call.given["self"], sizes)
 
 
-def _transpose(to: GraphWriter, call: Bound) -> str:
+def _transpose(to: NetworkWriter, call: Bound) -> str:
     order = list(range(len(call.sizes["self"])))
     if call.operator == "permute":
         order = [dim % len(order) for dim in call.given["dims"]]
@@ -120,7 +120,7 @@ def _transpose(to: GraphWriter, call: Bound) -> str:
     return to.add("Transpose", [call.given["self"]], call.name, perm=order)
 
 
-def _slice(to: GraphWriter, call: Bound) -> str:
+def _slice(to: NetworkWriter, call: Bound) -> str:
     start, end = call.given["start"] or 0, call.given["end"]
     limits = {"start": start, "end": 2**63 - 1 if end is None else end, "axis": call.given["dim"]}
     numbers = [
@@ -129,19 +129,19 @@ def _slice(to: GraphWriter, call: Bound) -> str:
     return to.add("Slice", [call.given["self"], *numbers], call.name)
 
 
-def _select(to: GraphWriter, call: Bound) -> str:
+def _select(to: NetworkWriter, call: Bound) -> str:
     index = to.integers(f"{call.name}:index", call.given["index"])
     return to.add("Gather", [call.given["self"], index], call.name, axis=call.given["dim"])
 
 
-def _index(to: GraphWriter, call: Bound) -> str:
+def _index(to: NetworkWriter, call: Bound) -> str:
     places = [place for place, one in enumerate(call.given["indices"]) if one is not None]
     if len(places) != 1:
         raise call.refuse("an index by several tensors has no form in ONNX here")
     return to.add("Gather", [call.given["self"], call.given["indices"][places[0]]], call.name, axis=places[0])
 
 
-def _split(to: GraphWriter, call: Bound) -> list[str]:
+def _split(to: NetworkWriter, call: Bound) -> list[str]:
     axis = call.given["dim"]
     sizes = [result[axis] for result in call.results]
     if None in sizes:
@@ -152,7 +152,7 @@ def _split(to: GraphWriter, call: Bound) -> list[str]:
     return names
 
 
-def _unbind(to: GraphWriter, call: Bound) -> list[str]:
+def _unbind(to: NetworkWriter, call: Bound) -> list[str]:
     value, axis = call.given["self"], call.given["dim"]
     names = [f"{call.name}.{place}" for place in range(len(call.results))]
     for place, name in enumerate(names):
@@ -160,11 +160,11 @@ def _unbind(to: GraphWriter, call: Bound) -> list[str]:
     return names
 
 
-def _concatenate(to: GraphWriter, call: Bound) -> str:
+def _concatenate(to: NetworkWriter, call: Bound) -> str:
     return to.add("Concat", call.given["tensors"], call.name, axis=call.given["dim"])
 
 
-def _stack(to: GraphWriter, call: Bound) -> str:
+def _stack(to: NetworkWriter, call: Bound) -> str:
     axis = to.integers(f"{call.name}:axis", [call.given["dim"]])
     parts = [
         to.add("Unsqueeze", [one, axis], f"{call.name}.{place}") for place, one in enumerate(call.given["tensors"])
@@ -173,7 +173,7 @@ def _stack(to: GraphWriter, call: Bound) -> str:
 
 
 def _reduce(kind: str) -> Rule:
-    def rule(to: GraphWriter, call: Bound) -> str:
+    def rule(to: NetworkWriter, call: Bound) -> str:
         if call.given.get("dtype") is not None:
             raise call.refuse(f"a {call.operator} in another type has no form in ONNX here")
         dims = call.given.get("dim")
@@ -184,13 +184,13 @@ def _reduce(kind: str) -> Rule:
     return rule
 
 
-def _vector_norm(to: GraphWriter, call: Bound) -> str:
+def _vector_norm(to: NetworkWriter, call: Bound) -> str:
     if call.given["ord"] != 2:
         raise call.refuse("a norm other than the Euclidean one has no form in ONNX here")
     return _reduce("ReduceL2")(to, call)
 
 
-def _linear(to: GraphWriter, call: Bound) -> str:
+def _linear(to: NetworkWriter, call: Bound) -> str:
     value, weight, bias = (call.given[name] for name in ("input", "weight", "bias"))
     if len(call.sizes["input"]) == 2:
         return to.add("Gemm", [value, weight, *([] if bias is None else [bias])], call.name, transB=1)
@@ -200,7 +200,7 @@ def _linear(to: GraphWriter, call: Bound) -> str:
     return to.add("Add", [to.add("MatMul", [value, turned], f"{call.name}.product"), bias], call.name)
 
 
-def _convolution(to: GraphWriter, call: Bound) -> str:
+def _convolution(to: NetworkWriter, call: Bound) -> str:
     given = call.given
     inputs = [given[name] for name in ("input", "weight", "bias") if given[name] is not None]
     sides = call.sizes["weight"][2:]
@@ -217,20 +217,26 @@ def _convolution(to: GraphWriter, call: Bound) -> str:
     return to.add("ConvTranspose", inputs, call.name, **geometry, output_padding=given["output_padding"])
 
 
-def _batch_norm(to: GraphWriter, call: Bound) -> str:
+def _scale_and_shift(to: NetworkWriter, call: Bound, channels: Any) -> list[str]:
+    """The weight and the bias of a normalisation, 1 and 0 where it has none."""
+    return [
+        to.floats(f"{call.name}.{name}", torch.full((channels,), instead))
+        if call.given[name] is None
+        else call.given[name]
+        for name, instead in (("weight", 1.0), ("bias", 0.0))
+    ]
+
+
+def _batch_norm(to: NetworkWriter, call: Bound) -> str:
     given = call.given
     if given["training"]:
         raise call.refuse("a BatchNorm without running statistics; a network to deploy needs them")
-    channels = call.sizes["running_mean"]
-    ones = {"weight": torch.ones, "bias": torch.zeros}
-    values = [
-        to.floats(f"{call.name}.{name}", ones[name](channels)) if given[name] is None else given[name]
-        for name in ("weight", "bias", "running_mean", "running_var")
-    ]
+    statistics = [given["running_mean"], given["running_var"]]
+    values = [*_scale_and_shift(to, call, call.sizes["running_mean"][0]), *statistics]
     return to.add("BatchNormalization", [given["input"], *values], call.name, epsilon=given["eps"])
 
 
-def _layer_norm(to: GraphWriter, call: Bound) -> str:
+def _layer_norm(to: NetworkWriter, call: Bound) -> str:
     given, shape = call.given, call.given["normalized_shape"]
     scale = to.floats(f"{call.name}.weight", torch.ones(shape)) if given["weight"] is None else given["weight"]
     bias = [] if given["bias"] is None else [given["bias"]]
@@ -239,12 +245,9 @@ def _layer_norm(to: GraphWriter, call: Bound) -> str:
     )
 
 
-def _group_norm(to: GraphWriter, call: Bound) -> str:
-    given, channels = call.given, call.sizes["input"][1]
-    values = [
-        to.floats(f"{call.name}.{name}", fill((channels,))) if given[name] is None else given[name]
-        for name, fill in (("weight", torch.ones), ("bias", torch.zeros))
-    ]
+def _group_norm(to: NetworkWriter, call: Bound) -> str:
+    given = call.given
+    values = _scale_and_shift(to, call, call.sizes["input"][1])
     attributes = {"num_groups": given["num_groups"], "epsilon": given["eps"]}
     return to.add("GroupNormalization", [given["input"], *values], call.name, **attributes)
 
@@ -265,12 +268,12 @@ def _window(call: Bound) -> dict[str, Any]:
     }
 
 
-def _max_pool(to: GraphWriter, call: Bound) -> str:
+def _max_pool(to: NetworkWriter, call: Bound) -> str:
     dilations = _pair(call.given["dilation"])
     return to.add("MaxPool", [call.given["self"]], call.name, **_window(call), dilations=dilations)
 
 
-def _average_pool(to: GraphWriter, call: Bound) -> str:
+def _average_pool(to: NetworkWriter, call: Bound) -> str:
     window, divisor = _window(call), call.given["divisor_override"]
     if window["ceil_mode"] and divisor is not None:
         raise call.refuse("an average pooling with ceil_mode and a divisor of its own has no form in ONNX here")
@@ -282,7 +285,7 @@ def _average_pool(to: GraphWriter, call: Bound) -> str:
     return to.chain(call.name, value, ("of", "Mul", (math.prod(window["kernel_shape"]) / divisor,)))
 
 
-def _adaptive_average_pool(to: GraphWriter, call: Bound) -> str:
+def _adaptive_average_pool(to: NetworkWriter, call: Bound) -> str:
     """Of one pixel, or a product from both sides with the windows' shares."""
     value, (rows, columns) = call.given["self"], call.results[0][-2:]
     if (rows, columns) == (1, 1):
@@ -302,7 +305,7 @@ def _shares(size: Any, windows: Any) -> torch.Tensor:
     return shares
 
 
-def _pad(to: GraphWriter, call: Bound) -> str:
+def _pad(to: NetworkWriter, call: Bound) -> str:
     ours, value = call.given["mode"], call.given["value"] or 0.0
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     before, after = call.given["pad"][0::2][::-1], call.given["pad"][1::2][::-1]
@@ -312,11 +315,11 @@ def _pad(to: GraphWriter, call: Bound) -> str:
     return to.add("Pad", [call.given["self"], pads, *fill], call.name, mode=modes[ours])
 
 
-def _masked_fill(to: GraphWriter, call: Bound) -> str:
+def _masked_fill(to: NetworkWriter, call: Bound) -> str:
     return to.add("Where", [call.given["mask"], _operand(to, call, "value"), call.given["self"]], call.name)
 
 
-def _rsqrt(to: GraphWriter, call: Bound) -> str:
+def _rsqrt(to: NetworkWriter, call: Bound) -> str:
     return to.add("Reciprocal", [to.add("Sqrt", [call.given["self"]], f"{call.name}.sqrt")], call.name)
 
 
