@@ -14,9 +14,13 @@ from typing import Annotated, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch import nn
 
 from common.deploy import alignment as alignments
-from common.deploy.formats import FORMATS
+from common.deploy.check import compared
+from common.deploy.description import Description
+from common.deploy.extras import NotInstalled
+from common.deploy.formats import FORMATS, Format
 from common.deploy.restore import restore
 from common.errors import UserError
 from common.measure.coverage import coverage
@@ -48,7 +52,7 @@ def export(
         flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut --quant_linear, as the
             programs have them. What is not typed is as in the checkpoint's run.
     """
-    wanted = FORMATS[format]
+    wanted, checkpoint, out = FORMATS[format], Path(checkpoint), Path(out)
     if checkpoint.suffix in [one.suffix for one in FORMATS.values()]:
         raise UserError(f"--checkpoint {checkpoint}: already exported; expected a checkpoint such as model_best.pt")
     if out.suffix != wanted.suffix:
@@ -67,6 +71,18 @@ def export(
     size = out.stat().st_size
     print(f"{out}: {description.line()}; {size:,} bytes, {size / floats:.3f} of its parameters in float32")
     print(covered.line(), *(covered.lines() if float_names else []), sep="\n")
+    if wanted.read is not None:
+        print(_check(wanted, network, description, out, model))
+
+
+def _check(wanted: Format, network: nn.Module, description: Description, out: Path, model: str | None) -> str:
+    """What the file computes against the network, in a line; a warning if what runs it is not installed."""
+    assert wanted.read is not None
+    try:
+        computes, _ = wanted.read(out, model)
+    except NotInstalled as error:
+        return f"warning: not compared with the network it was made from: {error}"
+    return f"{wanted.engine or 'torch'} from the file: {compared(network, computes, description.image_shape)}"
 
 
 if __name__ == "__main__":

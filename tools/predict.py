@@ -49,7 +49,7 @@ def predict(
     """
     if not images:
         raise UserError("expected --model FILE IMAGE... or a folder of images")
-    paths = [path for image in images for path in images_at(image)]
+    paths = [path for image in images for path in images_at(Path(image))]
     file = open_file(model, fast=fast, alignment=alignment, model=network, **flags)
     if online and file.network is None:
         raise UserError(f"--online: {file.form} has no statistics to move here; give a checkpoint or a packed file")

@@ -123,8 +123,8 @@ def refuse_few(count: int, prior: float) -> None:
     """
     if count < FEWEST and prior == 0:
         raise UserError(
-            f"{count} image{'s' * (count != 1)} without a prior: statistics of so few are worse than the source's; give "
-            f"{FEWEST} or more, or a prior above 0"
+            f"{count} image{'s' * (count != 1)} without a prior: statistics of so few are worse than the source's; "
+            f"give {FEWEST} or more, or a prior above 0"
         )
 
 

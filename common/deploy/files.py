@@ -43,7 +43,11 @@ class Classifier:
 
 
 def open_file(
-    path: Path, device: torch.device | str = "cpu", fast: bool = False, alignment: Path | None = None, **typed: Any
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    fast: bool = False,
+    alignment: Path | None = None,
+    **typed: Any,
 ) -> Classifier:
     """Read a file by its suffix: that of a format, and anything else as a checkpoint.
 
@@ -57,6 +61,7 @@ def open_file(
         UserError: the file cannot be read, what reads it is not installed, its format is never opened or takes no
             alignment, or the alignment is of another network.
     """
+    path = Path(path)
     found = next((one for one in FORMATS.values() if one.suffix == path.suffix), None)
     notes: list[str] = []
     aligned = alignments.load(alignment) if alignment is not None else None

@@ -29,7 +29,7 @@ NETWORK_FLAGS = (
 )
 
 
-def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]]:
+def restore(path: Path | str, **typed: Any) -> tuple[nn.Module, Description, list[str]]:
     """The fake-quantized network of a checkpoint, as evaluation in its run computes it.
 
     Args:
@@ -40,6 +40,7 @@ def restore(path: Path, **typed: Any) -> tuple[nn.Module, Description, list[str]
     Raises:
         UserError: not a checkpoint, of another network, without the configuration or a part of the weights.
     """
+    path = Path(path)
     content = checkpoint.read(path)
     recorded = content.get("config")
     recorded = _read(recorded, str(path)) if isinstance(recorded, Mapping) else {}

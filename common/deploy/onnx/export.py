@@ -4,6 +4,7 @@ Weights are stored as codes, UINT4 up to 4 bits and UINT8 above, followed by wha
 (common.deploy.onnx.quantizers). The output of every activation quantizer carries the quantizer's name.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from torch import nn
 
 from common.deploy.checksum import NAME, UNKNOWN, check, sealed
 from common.deploy.extras import need
-from common.deploy.graph import refuse_unset, trace
+from common.deploy.graph import ClassLogits, refuse_unset, trace
 from common.deploy.onnx.graph import GraphWriter
+from common.deploy.onnx.nodes import Nodes
+from common.deploy.onnx.recording import PREFIX
+from common.deploy.onnx.writer import NetworkWriter
 from common.reading import ordinary
 from common.writing import write_whole
 
@@ -23,34 +27,35 @@ IR_VERSION = 10  # that opset's
 
 def export_onnx(
     network: nn.Module,
-    path: Path,
+    path: Path | str,
     image_shape: tuple[int, int, int],
     metadata: Mapping[str, str] | None = None,
-    form: type[GraphWriter] = GraphWriter,
+    form: type[GraphWriter] | None = None,
 ) -> None:
     """Write a network of any method, or a float one, as ``path``: input "images" (batch, C, H, W), output "logits".
 
     Args:
         image_shape: (C, H, W) of one image; the batch is dynamic.
         metadata: stored in the file, beside a checksum of all of it.
-        form: what writes the nodes; ``IntegerWriter`` writes convolutions of bytes.
+        form: what writes the nodes; ``IntegerWriter`` writes convolutions of bytes. None: every operator that torch
+            calls, as it is.
     Raises:
-        UserError: onnx is not installed, learned scales were never set, or the network holds a layer that this export
-            does not know.
+        UserError: onnx is not installed, learned scales were never set, or the network computes what this
+            export does not know.
         onnx.checker.ValidationError: a defect of this export.
     """
     content = onnx_model(network, image_shape, {**(metadata or {}), NAME: UNKNOWN}, form).SerializeToString()
-    write_whole(path, sealed(content, _entry))
+    write_whole(Path(path), sealed(content, _entry))
 
 
-def read_onnx(path: Path) -> bytes:
+def read_onnx(path: Path | str) -> bytes:
     """The bytes of a file that ``export_onnx`` wrote, every one of which is as it was written.
 
     Raises:
         UserError: no such file, another one, or one that was damaged or changed since.
     """
-    content = ordinary(path, "an ONNX file").read_bytes()
-    check(path, "an ONNX file", content, _entry)
+    content = ordinary(Path(path), "an ONNX file").read_bytes()
+    check(Path(path), "an ONNX file", content, _entry)
     return content
 
 
@@ -63,14 +68,20 @@ def onnx_model(
     network: nn.Module,
     image_shape: tuple[int, int, int],
     metadata: Mapping[str, str],
-    form: type[GraphWriter] = GraphWriter,
+    form: type[GraphWriter] | None = None,
 ) -> Any:
     """The checked ModelProto of ``export_onnx``."""
     onnx = need("onnx")
-    source = trace(network)
-    refuse_unset(source.named_modules())
-    writer = form(source)
-    writer.run()
+    writer: Nodes
+    if form is None:
+        source = ClassLogits(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
+        refuse_unset((name.removeprefix(PREFIX), module) for name, module in source.named_modules())
+        writer = NetworkWriter(source, image_shape)
+    else:
+        layers = trace(network)
+        refuse_unset(layers.named_modules())
+        writer = form(layers)
+        writer.run()
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         writer.nodes,

@@ -28,17 +28,17 @@ EXPECTED = {
 }
 
 
-def save(network: nn.Module, description: Description, path: Path) -> None:
+def save(network: nn.Module, description: Description, path: Path | str) -> None:
     """Write a network, whole or not at all. It is put into evaluation mode.
 
     Raises:
         UserError: weights that are not finite, scales that were never initialised, or safetensors is not installed.
         OSError: the file cannot be written.
     """
-    _write(network, FORMAT, description.to_json(), path)
+    _write(network, FORMAT, description.to_json(), Path(path))
 
 
-def load(path: Path, network: str | None = None) -> tuple[nn.Module, Description]:
+def load(path: Path | str, network: str | None = None) -> tuple[nn.Module, Description]:
     """The network of a packed file, in evaluation mode; its weights are decoded once, here.
 
     Its logits are those of the fake-quantized network, bit for bit.
@@ -48,6 +48,7 @@ def load(path: Path, network: str | None = None) -> tuple[nn.Module, Description
     Raises:
         UserError: the file is not there, damaged, foreign or newer than this program, or safetensors is not installed.
     """
+    path = Path(path)
     text, tensors = read_tensors(path, FORMAT)
     try:
         description = Description.from_json(text).named(network)
