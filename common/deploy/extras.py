@@ -6,13 +6,17 @@ from typing import Any
 from common.errors import UserError
 
 
+class NotInstalled(UserError):
+    """A package of the deploy extra is missing."""
+
+
 def need(name: str) -> Any:
     """The module ``name``.
 
     Raises:
-        UserError: it is not installed.
+        NotInstalled: it is not installed.
     """
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f'{name} is not installed; python -m pip install -e ".[deploy]" brings it') from None
+        raise NotInstalled(f'{name} is not installed; python -m pip install -e ".[deploy]" brings it') from None

@@ -1,6 +1,7 @@
 """A trained network as a graph from images to class logits, which the exporters rewrite."""
 
 import copy
+import inspect
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -20,7 +21,7 @@ class ClassLogits(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        ours = not isinstance(network, fx.GraphModule)  # in a converted network such names are parts like others
+        ours = inspect.ismethod(getattr(network, "features", None))  # elsewhere such names are parts like others
         self.classifier = next((name for name in CLASSIFIERS if ours and hasattr(network, name)), None)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def exported_program(network: nn.Module, image_shape: tuple[int, int, int]) -> t
 
 
 def save_program(
-    network: nn.Module, path: Path, image_shape: tuple[int, int, int], metadata: Mapping[str, str] | None = None
+    network: nn.Module, path: Path | str, image_shape: tuple[int, int, int], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write ``exported_program`` as a .pt2 file, whole or not at all, with ``metadata`` as its extra files.
 
@@ -44,4 +44,4 @@ def save_program(
     """
     file = io.BytesIO()
     torch.export.save(exported_program(network, image_shape), file, extra_files=dict(metadata or {}))
-    write_whole(path, file.getvalue())
+    write_whole(Path(path), file.getvalue())

@@ -24,14 +24,25 @@ class Nodes:
         self.stored: dict[Any, str] = {}  # the name of each constant by what it holds: equal ones are stored once
 
     def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(self.helper.make_node(kind, inputs, [output], name=f"{kind}:{output}", **attributes))
+        self.add_several(kind, inputs, [output], **attributes)
         return output
+
+    def add_several(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        self.nodes.append(self.helper.make_node(kind, inputs, outputs, name=f"{kind}:{outputs[0]}", **attributes))
+
+    def constant(self, name: str, value: Tensor) -> str:
+        """Floats, whole numbers or truths, as they are."""
+        if value.is_floating_point():
+            return self.floats(name, value)
+        if value.dtype == torch.bool:
+            return self._constant(name, self.types.BOOL, value.shape, value.numpy().tobytes())
+        return self.integers(name, value)
 
     def floats(self, name: str, value: Tensor | float | None) -> str:
         array = np.asarray(value, dtype=np.float32)
         return self._constant(name, self.types.FLOAT, array.shape, array.tobytes())
 
-    def integers(self, name: str, value: int | list[int], bits: int = 64) -> str:
+    def integers(self, name: str, value: int | list[int] | Tensor, bits: int = 64) -> str:
         array = np.asarray(value, dtype=f"int{bits}")
         return self._constant(name, self.types.INT64 if bits == 64 else self.types.INT32, array.shape, array.tobytes())
 
@@ -43,6 +54,18 @@ class Nodes:
             pairs = np.append(raw, np.zeros(raw.size % 2, np.uint8)).reshape(-1, 2)
             kind, raw = self.types.UINT4, pairs[:, 0] | pairs[:, 1] << 4
         return self._constant(name, kind, codes.shape, raw.tobytes())
+
+    def bytewise(self, name: str, value: Tensor | int, kind: str) -> str:
+        """Integers as UINT8 or INT8, which ``kind`` names."""
+        array = np.asarray(value, dtype=kind.lower())
+        return self._constant(name, getattr(self.types, kind), array.shape, array.tobytes())
+
+    def dequantize(self, stored: str, kind: str, name: str, scale: Tensor | float = 1.0) -> str:
+        """Bytes of a kind as floats times a scale, a 0-dimensional one or (filters,)."""
+        factor = self.floats(f"{name}:scale", scale)
+        zero = self.bytewise(f"{name}:zero", torch.zeros(torch.as_tensor(scale).shape), kind)
+        axis = {"axis": 0} if torch.as_tensor(scale).ndim else {}
+        return self.add("DequantizeLinear", [stored, factor, zero], name, **axis)
 
     def _constant(self, name: str, kind: int, shape: torch.Size | tuple[int, ...], raw: bytes) -> str:
         content = (kind, tuple(shape), raw)
