@@ -81,7 +81,10 @@ def read_torch(path: Path) -> Labelled:
     Raises:
         UserError: the file is damaged or holds something else, or fewer labels than images.
     """
-    content = torch_files.read(path, "a pair of tensors, images and labels")
+    try:
+        content = torch_files.read(path, "a pair of tensors, images and labels")
+    except UserError as error:
+        raise _damaged(path, str(error).removeprefix(f"{path}: ").split(";")[0]) from None
     if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(torch_files.is_plain, content)):
         raise _damaged(path, "expected a pair of tensors, images and labels")
     images, labels = content
