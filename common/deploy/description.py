@@ -19,7 +19,7 @@ from common.models import NETWORKS, build_model, known_network
 from common.models.foreign import is_of_file
 from common.models.table import PREPROCESSING, of_photographs
 from common.quantizers import METHODS
-from common.reading import reason
+from common.reading import parse_json, reason
 
 MOST_CLASSES, MOST_SIDE = 1_000_000, 8192
 NO_TASK = "none"  # of a network that tells apart the class folders of a user
@@ -98,16 +98,22 @@ class Description:
             ValueError: not what ``to_json`` writes.
         """
         try:
-            content = cls(**json.loads(text))
+            content = cls(**parse_json(text))
             entry = known_network(str(content.model))
             fits = [task for task, data in task_data().items() if entry is None or data == entry.data]
             if content.task not in fits + ([NO_TASK] if entry is None else []):
                 raise ValueError(f"network {content.model} with task {shown(content.task)}")
+            scheme = read_recorded(content.scheme, scheme_flags(str(content.scheme["method"])), "scheme")
+            arguments = read_recorded(content.arguments, flags_of(_Arguments), "arguments")
+            if absent := [name for name in ("bitW", "abitW") if name not in scheme]:
+                raise ValueError(f"its scheme does not say {absent[0]}")
             classes = tuple(word(name) for name in content.classes)
+            if not isinstance(content.classes, list) or len(classes) not in (0, arguments["num_classes"]):
+                raise ValueError(f"its classes are {shown(content.classes)}, of {arguments['num_classes']}")
             return cls(
                 content.model,
-                read_recorded(content.scheme, scheme_flags(str(content.scheme["method"])), "scheme"),
-                read_recorded(content.arguments, flags_of(_Arguments), "arguments"),
+                scheme,
+                arguments,
                 content.task,
                 classes,
                 _checked(content.preprocessing),

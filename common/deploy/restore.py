@@ -61,7 +61,10 @@ def restore(path: Path | str, **typed: Any) -> tuple[nn.Module, Description, lis
             if bias not in weights:
                 raise UserError(f"{path}: no {bias} in it; expected a file of {config['model']}")
             description = describe(config, len(weights[bias]), _classes(recorded, path))
+        description = Description.from_json(description.to_json())  # what a file of it could say, or refused
         network = description.build()
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no network has the configuration in it ({error}); type what it should be") from None
     report, _ = checkpoint.load_weights(network, path, description.scheme["method"])

@@ -117,7 +117,7 @@ def _of_file(name: str, num_classes: int) -> nn.Module:
     takes = "num_classes" in inspect.signature(make).parameters
     try:
         network = make(num_classes=num_classes) if takes else make()
-    except Exception as error:  # the user's code fails in whatever way it says
+    except (Exception, SystemExit) as error:  # the user's code fails in whatever way it says
         raise UserError(f"--model {name}: {function} failed ({type(error).__name__}: {reason(error)})") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"--model {name}: {function} returned a {type(network).__name__}; expected a torch module")
@@ -133,7 +133,7 @@ def _function(path: Path, function: str) -> Callable[..., Any]:
     sys.path.insert(0, str(path.parent.absolute()))  # so that it can import what lies beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         raise UserError(f"--model {path}: cannot be imported ({type(error).__name__}: {reason(error)})") from error
     finally:
         sys.path.pop(0)

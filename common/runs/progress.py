@@ -12,11 +12,12 @@ from common.flags import shown
 from common.reading import is_whole, read_rows
 from common.runs import checkpoint
 
+SAID = ("model", "method", "bitW", "abitW")  # by every configuration that a run of this program recorded
 SAME_RUN = (  # what a resumed run must have been made with
     *("model", "method", "bitW", "abitW", "quant_linear", "demo", "dataset", "img_size", "seed", "split_seed"),
     *("select", "train_batch_size", "src_data", "tgt_data", "adaptation", "distill_weight", "distill_temperature"),
 )
-NEEDED = ("config", "state_dict_t", "optimizer_t", "random", "epoch", "best", "peaks", "pretrained")
+NEEDED = ("config", "state_dict_t", "optimizer_t", "scheduler_t", "random", "epoch", "best", "peaks", "pretrained")
 METRICS = "metrics.jsonl"
 
 
@@ -31,25 +32,31 @@ def read_progress(path: Path, options: Options, tested: Collection[str]) -> dict
         UserError: not a checkpoint of this program, of a run with other settings, or damaged.
     """
     content, where = checkpoint.read(path), f"--resume {path}"
-    if any(name not in content for name in NEEDED) or not isinstance(content["config"], dict):
+    config = content.get("config")
+    if any(name not in content for name in NEEDED) or not isinstance(config, dict) or not config.keys() >= set(SAID):
         raise UserError(f"{where}: not a checkpoint of this program; --source_file starts from its weights")
     known, now = all_flags(options.task), options.flat()
     keys = (*SAME_RUN, *OBJECTIVES[options.objective_name].head_flags)
     for key, value in checkpoint.config_of(content, {key: known[key] for key in keys if key in now}, where).items():
         if value != now[key]:
             raise UserError(f"{where}: it was made with --{key} {shown(value)}, not {now[key]}")
-    epoch, best, peaks, amp = (content.get(name, {}) for name in ("epoch", "best", "peaks", "amp"))
+    epoch, best, peaks, amp, scheduler = (
+        content.get(name, {}) for name in ("epoch", "best", "peaks", "amp", "scheduler_t")
+    )
+    if not is_whole(epoch, 1):
+        raise UserError(f"{where}: damaged, epoch in it is {shown(epoch)}")
     sound = {
-        "epoch": is_whole(epoch, 1),
         "best": has_means(best, tested) and is_whole(best.get("epoch"), 0) and _is_finite(best.get("judged")),
         "peaks": has_means(peaks, tested) and len(peaks) == len(tested),
         "pretrained": type(content["pretrained"]) is bool,
+        "scheduler_t": isinstance(scheduler, dict) and _is_epoch(scheduler.get("last_epoch"), epoch - 1),
+        "split_seen": isinstance(content.get("split_seen", ""), str),
         "amp": isinstance(amp, dict) and all(map(_is_finite, amp.values())),
     }
-    sound["best"] = sound["best"] and sound["epoch"] and best["epoch"] < epoch
+    sound["best"] = sound["best"] and best["epoch"] < epoch
     for name, is_sound in sound.items():
         if not is_sound:
-            raise UserError(f"{where}: damaged, {name} in it is {shown(content[name])}")
+            raise UserError(f"{where}: damaged, {name} in it is {shown(content.get(name))}")
     return content
 
 
@@ -76,6 +83,10 @@ def _are_means(values: Any) -> bool:
     if not isinstance(values, dict) or any(type(value) not in (int, float) for value in values.values()):
         return False
     return all(_is_finite(values.get(name)) for name in ("prec1", "prec5"))
+
+
+def _is_epoch(value: object, expected: int) -> bool:
+    return is_whole(value, 0) and value == expected
 
 
 def _is_finite(value: object) -> bool:

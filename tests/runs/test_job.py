@@ -27,7 +27,12 @@ def job_in(folder: Path, *words: str) -> Job:
 def content_of(job: Job, epoch: int, best: int) -> dict[str, Any]:
     """A checkpoint after ``epoch`` epochs, the best of which had index ``best``."""
     config = {**job.options.flat(), "task": TASK.name}
-    state = {"state_dict_t": {"w": torch.tensor(float(epoch))}, "optimizer_t": {}, "random": random_state()}
+    state = {
+        "state_dict_t": {"w": torch.tensor(float(epoch))},
+        "optimizer_t": {},
+        "scheduler_t": {"last_epoch": epoch - 1},
+        "random": random_state(),
+    }
     means = {"test": {"loss": 1.0, "prec1": 50.0, "prec5": 90.0}}
     state |= {"best": {"epoch": best, "judged": 50.0, **means}, "peaks": means, "pretrained": False}
     return {**state, "epoch": epoch, "config": config}

@@ -23,7 +23,7 @@ class DigitsOptions(DataOptions):
     src_split: bool = switch(True, "train on the source's training split")
     tgt_split: bool = switch(True, "train on the target's training split")
     tgt_data_dir: str | None = flag(None, path, "folder of MNIST-M")
-    img_size: int = flag(28, number(int, 16, 1024, "a side"), "side of the images")
+    img_size: int = flag(28, number(int, 16, 256, "a side"), "side of the images")
     select: str = flag("target", help="what chooses model_best.pt", choices=SELECT)
 
     @property

@@ -129,7 +129,7 @@ def read_tensors(path: Path, form: str) -> tuple[str, dict[str, Tensor]]:
         what = EXPECTED[found].split(";")[0] if found in EXPECTED else "a safetensors file"
         raise UserError(f"{path}: {what}, but not {EXPECTED[form]}")
     version = metadata.get("format_version", "")
-    if version.isdecimal() and (len(version) > len(str(VERSION)) or int(version) > VERSION):
+    if version != str(VERSION):
         raise UserError(
             f"{path}: format version {shown(version)[1:-1]}, this program reads up to {VERSION}; update this program"
         )
