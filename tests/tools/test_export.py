@@ -163,7 +163,7 @@ def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said
     rows = rows_of(text)
     assert f"{TEST_IMAGES} demo images of test" in text
     assert "no integer form: add: adds values of which one is not quantized" in text
-    assert rows.keys() == {"fake-quantized", "packed", "ONNX", "torch.export"}
+    assert rows.keys() == {"fake-quantized", "packed", "ONNX", "ONNX int8", "torch.export"}
     for exact in ("packed", "torch.export"):
         assert rows[exact][1:3] == ["100.00", "0"]
     assert rows["packed"][3].startswith("0 ")
