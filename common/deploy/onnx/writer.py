@@ -75,7 +75,7 @@ class NetworkWriter(Nodes):
         bound = self._bound(call, other, name)
         rule = OPERATORS.get(call.operator)
         if rule is None:
-            raise bound.refuse(f"{FORM} does not know torch's {call.operator}")
+            raise bound.refuse(f"{FORM} does not know torch's {call.called}")
         written = rule(self, bound)
         names = [written] if isinstance(written, str) else written
         self.names.update({id(result): one for result, one in zip(call.results, names, strict=False)})
