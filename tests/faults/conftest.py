@@ -43,7 +43,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             digits.write(folder / "digits", name)
     (folder / "net.py").write_text(NET)
     with somewhere(folder):
-        torch.save({"0.weight": torch.zeros(4, 3, 3, 3), "5.weight": torch.zeros(2, 4), "5.bias": torch.zeros(2)}, "weights.pth")
+        torch.save(
+            {"0.weight": torch.zeros(4, 3, 3, 3), "5.weight": torch.zeros(2, 4), "5.bias": torch.zeros(2)},
+            "weights.pth",
+        )
         done(RESNET20, *TRAIN, "--num_epochs=1", "--job_dir=job")
         for name in ("net.safetensors", "net.onnx"):
             form = "onnx" if name.endswith("onnx") else "packed"
@@ -60,6 +63,6 @@ def write_cifar10(folder: Path, rng: np.random.Generator) -> None:
     folder.mkdir(parents=True)
     (folder / MARKER).write_text("noise")
     for name in (*cifar10.TRAIN_BATCHES, cifar10.TEST_BATCH):
-        batch = {"data": rng.integers(0, 255, (8, 3072), np.uint8), "labels": [index for index in range(8)]}
+        batch = {"data": rng.integers(0, 255, (8, 3072), np.uint8), "labels": list(range(8))}
         (folder / name).write_bytes(python2_pickle(batch))
     (folder / cifar10.META).write_bytes(python2_pickle({"label_names": list(cifar10.CLASSES)}))

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
-from common.config.tasks import Task
 from tests.conftest import REPOSITORY
 from tests.tools.entry import entry
 from tools.runs.programs import main_of, programs
@@ -24,7 +23,9 @@ from tools.runs.programs import main_of, programs
 PATIENCE = 30  # seconds, and nothing here takes one
 MOST_READ = 2**24  # bytes of a file that a snapshot compares
 LOGGED = re.compile(r"\d\d/\d\d \d\d:\d\d:\d\d [AP]M \| |Epoch\[|\w+: [\d.]+ \(|Prec@|LR = |epoch \d+: +\d+%|\r|$")
-TASKS = {main_of(task).parent.relative_to(REPOSITORY).as_posix(): task for found in programs().values() for task in found}
+TASKS = {
+    main_of(task).parent.relative_to(REPOSITORY).as_posix(): task for found in programs().values() for task in found
+}
 
 
 class Waiting(BaseException):
@@ -46,7 +47,7 @@ def type_in(program: str, *words: object) -> Ended:
     """What ``python PROGRAM/main.py WORDS``, or ``python tools/PROGRAM.py WORDS``, ends with."""
     out, err = io.StringIO(), io.StringIO()
     before = signal.getsignal(signal.SIGTERM), threading.excepthook
-    with pytest.MonkeyPatch.context() as patch, _patience(), pytest.raises(SystemExit) as end:
+    with pytest.MonkeyPatch.context() as patch, _patience(), pytest.raises(SystemExit) as end:  # noqa: PT012
         patch.setattr(sys, "argv", [f"{program}.py", *map(str, words)])
         patch.setattr(os, "_exit", _leave)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -61,12 +61,19 @@ USES = [
     Use("data/cifar-10-batches-py/data_batch_3", ("data",), "batch", (RESNET20, *TRAIN, "--job_dir=new")),
     Use("data/cifar-10-batches-py/batches.meta", ("data",), "batch", (RESNET20, *TRAIN, "--job_dir=new")),
     *(
-        Use(f"digits/mnist/MNIST/raw/{name}-ubyte", ("digits/mnist",), "ubyte", (DIGITS, "--src_data=mnist", *OF_DIGITS))
+        Use(
+            f"digits/mnist/MNIST/raw/{name}-ubyte", ("digits/mnist",), "ubyte", (DIGITS, "--src_data=mnist", *OF_DIGITS)
+        )
         for name in ("train-images-idx3", "t10k-labels-idx1")
     ),
     Use("digits/mnistm/MNISTM/processed/mnist_m_train.pt", ("digits/mnistm",), ".pt", (DIGITS, *OF_DIGITS)),
     Use("digits/svhn/test_32x32.mat", ("digits/svhn",), ".mat", (DIGITS, "--src_data=svhn", *OF_DIGITS)),
-    Use("digits/syndigit/imgs_train/3/0002.png", ("digits/syndigit",), ".png", (DIGITS, "--src_data=syndigit", *OF_DIGITS)),
+    Use(
+        "digits/syndigit/imgs_train/3/0002.png",
+        ("digits/syndigit",),
+        ".png",
+        (DIGITS, "--src_data=syndigit", *OF_DIGITS),
+    ),
     Use("photos/a/2.png", (), ".png", ("predict", "--model=net.safetensors", "photos/a/2.png")),
     Use("photos/a/2.png", ("photos",), ".png", ("predict", "--model=net.safetensors", "photos")),
     Use("photos/a/2.png", ("photos",), ".png", ("quantize", NET, "--images=photos", "--img_size=32", "--out=new.pt")),
@@ -75,8 +82,7 @@ USES = [
 
 
 def faults(use: Use) -> list[str]:
-    own = [*CONTENTS, *PLACES, *OF_KIND.get(use.kind, {}), *(["flipped"] if use.checked else [])]
-    return own
+    return [*CONTENTS, *PLACES, *OF_KIND.get(use.kind, {}), *(["flipped"] if use.checked else [])]
 
 
 @pytest.mark.parametrize(("use", "fault"), [(use, fault) for use in USES for fault in faults(use)], ids=str)
