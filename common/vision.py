@@ -1,4 +1,4 @@
-"""The parts of torchvision that this project takes; ``import common`` has made it importable."""
+"""The parts of torchvision that this project takes; ``import common`` has seen to its operators."""
 
 from torchvision import datasets, models, transforms
 

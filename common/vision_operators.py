@@ -42,13 +42,13 @@ def declare() -> None:
     for folder in spec.submodule_search_locations or []:
         for file in sorted(Path(folder).glob("_C*.so")) + sorted(Path(folder).glob("_C*.pyd")):
             try:
-                return torch.ops.load_library(str(file))
+                torch.ops.load_library(str(file))
+                return
             except OSError:
                 continue  # compiled for another torch
     _libraries.append(torch.library.Library("torchvision", "FRAGMENT"))
     for schema in _SCHEMAS:
         _libraries[0].define(schema)
-    return None
 
 
 def declared() -> bool:
