@@ -36,7 +36,7 @@ def declare() -> None:
     """Declare torchvision's operators unless its compiled ones load."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or importlib.util.find_spec("torch") is None:
-        return None  # the import itself says what is missing
+        return  # the import itself says what is missing
     import torch
 
     for folder in spec.submodule_search_locations or []:
