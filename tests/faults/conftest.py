@@ -42,6 +42,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in digits.TITLES:
             digits.write(folder / "digits", name)
     (folder / "net.py").write_text(NET)
+    numerals = folder / "digits" / "syndigit" / "imgs_train" / "0"
+    next(numerals.iterdir()).rename(numerals / "first.png")
     with somewhere(folder):
         torch.save(
             {"0.weight": torch.zeros(4, 3, 3, 3), "5.weight": torch.zeros(2, 4), "5.bias": torch.zeros(2)},

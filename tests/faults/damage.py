@@ -85,7 +85,7 @@ def bomb() -> bytes:
     """An archive that is small until it is unpacked."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
-        target.writestr("archive/data.pkl", bytes(2**28))
+        target.writestr("archive/data.pkl", bytes(2**22))
     return buffer.getvalue()
 
 

@@ -155,9 +155,9 @@ def test_other_settings_do_not_mix_with_finished_cells(continued: Comparison) ->
 @pytest.mark.parametrize(
     ("file", "content", "line"),
     [
-        ("settings.json", '{"task": ', "settings.json: not the settings of earlier runs"),
-        ("settings.json", "[1]", "settings.json: not the settings of earlier runs"),
-        ("results.jsonl", "{}\n{", "results.jsonl or a run's summary.json is damaged"),
+        ("settings.json", '{"task": ', "settings.json: not a complete JSON file"),
+        ("settings.json", "[1]", "settings.json: not a complete JSON file"),
+        ("results.jsonl", "{}\n{", "results.jsonl: line 2 is damaged"),
         ("float_seed0/summary.json", '{"task": "resnet20"}', "results.jsonl or a run's summary.json is damaged"),
     ],
 )

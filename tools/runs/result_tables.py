@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
+from common.errors import UserError
+from common.reading import read_json, read_objects
 from common.writing import write_whole
 from tools import pictures
 from tools.runs.budget import statement
@@ -47,10 +49,9 @@ def _says(summary: dict[str, Any], test: dict[str, Any], key: str) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path, "a file of a run")
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def result(job: Path, method: str, bits: int, source: str | None, weight_bits: int | None = None) -> Result | None:
@@ -106,8 +107,7 @@ def _mean_bits(levels: Sequence[int | None]) -> float | None:
 
 def merge(path: Path, rows: Sequence[Result]) -> None:
     """Put the rows into results.jsonl, in the place of earlier ones of the same cells; others stay."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    known = {entry["cell"]: entry for entry in map(json.loads, lines)}
+    known = {str(entry.get("cell")): entry for entry in read_objects(path, "the results of a comparison")}
     known |= {entry["cell"]: entry for entry in rows}
     write_whole(path, "".join(json.dumps(entry) + "\n" for entry in known.values()))
 
