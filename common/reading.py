@@ -10,42 +10,55 @@ from typing import Any
 from common.errors import UserError, one_line, shortened
 from common.flags import MOST_NUMBER, shown
 
-MOST_TEXT = 64 * 2**20  # bytes of a file that is read as text
+MOST_BYTES = 2**36  # of a file at all
+MOST_TEXT, MOST_AT_ONCE = 2**26, 2**31  # of one that is read as text, and of another one that is read in one piece
 
 
-def ordinary(path: Path, expected: str) -> Path:
+def ordinary(path: Path, expected: str, most: int = MOST_BYTES) -> Path:
     """``path``, which is an ordinary file that can be read.
 
     Args:
-        expected: for the message, such as "a checkpoint file such as model_best.pt".
+        expected: for the message, such as "a checkpoint file such as model_best.pt". most: bytes.
     Raises:
-        UserError: it is not there, a folder, a pipe, a device, or may not be read.
+        UserError: it is not there, a folder, a pipe, a device, larger, or may not be read.
     """
     try:
-        mode = os.stat(path).st_mode
+        found = os.stat(path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; expected {expected}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {reason(error)}; expected {expected}") from None
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(found.st_mode):
         raise UserError(f"{path}: a folder; expected {expected}")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path}: a pipe, a socket or a device; expected {expected}")
+    if found.st_size > most:
+        raise UserError(f"{path}: larger than {most // 2**20:,} MiB; expected {expected}")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: may not be read; expected {expected}")
     return path
+
+
+def read_bytes(path: Path, expected: str) -> bytes:
+    """What is in a file, in one piece.
+
+    Raises:
+        UserError: as ``ordinary``.
+    """
+    try:
+        return ordinary(path, expected, MOST_AT_ONCE).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); expected {expected}") from None
 
 
 def read_text(path: Path, expected: str) -> str:
     """The text in a file.
 
     Raises:
-        UserError: as ``ordinary``, or it is too large or not UTF-8.
+        UserError: as ``ordinary``, or it is not UTF-8.
     """
-    if ordinary(path, expected).stat().st_size > MOST_TEXT:
-        raise UserError(f"{path}: larger than {MOST_TEXT // 2**20} MiB; expected {expected}")
     try:
-        return path.read_text(encoding="utf-8")
+        return ordinary(path, expected, MOST_TEXT).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); expected {expected}") from None
 
@@ -85,6 +98,23 @@ def read_rows(path: Path, expected: str) -> list[dict[str, Any]]:
             raise UserError(f"{path}: line {number}: {error}; expected {expected}") from None
         rows.append(row)
     return rows
+
+
+def read_objects(path: Path, expected: str) -> list[dict[str, Any]]:
+    """The lines of a file, each a JSON object; [] where there is no such file.
+
+    Raises:
+        UserError: as ``read_text``, or a line is no object.
+    """
+    if not os.path.lexists(path):
+        return []
+    found = []
+    for number, line in enumerate(read_text(path, expected).splitlines(), start=1):
+        try:
+            found.append(parse_json(line))
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is damaged ({error}); expected {expected}") from None
+    return found
 
 
 def parse_json(text: str) -> dict[str, Any]:

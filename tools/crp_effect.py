@@ -5,7 +5,6 @@
 A run without it is the same program with --crp_weight 0, which measures the relations and leaves them alone.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,12 @@ from matplotlib import pyplot as plt
 
 from common.errors import UserError
 from common.flags import shown
+from common.reading import read_json, read_rows
 from common.runs.annotations import NewFolder
 from common.runs.tool import run_tool
 from tools import pictures
+
+EXPECTED = "the job_dir of a finished run"
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ def read(folder: Path) -> Measured:
         UserError: not the folder of one, or its files are damaged.
     """
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        summary = read_json(folder / "summary.json", EXPECTED)
+        rows = read_rows(folder / "metrics.jsonl", EXPECTED)
         if "relation_shift" not in rows[-1]:
             raise UserError(f"{folder}: this run did not measure its relations; train it in a daq_crp folder")
         return Measured(
@@ -49,8 +51,6 @@ def read(folder: Path) -> Measured:
             best=float(summary["best"]["target"]["prec1"]),
             demo=bool(summary["demo"]),
         )
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; expected the job_dir of a finished run") from None
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: not the files of a finished run ({shown(error)})") from None
 

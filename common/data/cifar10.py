@@ -16,6 +16,7 @@ from common.data.demo.folder import is_demo
 from common.data.download import DEMO_HINT, fetch, md5_of, unpack
 from common.data.tensors import ImageSet
 from common.errors import UserError
+from common.reading import MOST_AT_ONCE, ordinary
 
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
@@ -182,6 +183,7 @@ def _read_batch(path: Path, classes: int, expected: int | None, of: Published) -
 def _read_pickle(path: Path, of: Published) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: expected all of {', '.join(of.md5)}; {_again(path)}")
+    ordinary(path, f"a batch of {of.name}", MOST_AT_ONCE)
     try:
         with open(path, "rb") as file:
             content = _ArraysOnly(file, encoding="latin1").load()

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common import torch_files
 from common.errors import UserError
+from common.reading import MOST_AT_ONCE, ordinary, read_bytes, read_text
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -36,7 +38,10 @@ def read_idx(images: Path, labels: Path) -> Labelled:
 
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = read_bytes(path, "an idx file")
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                content = file.read(MOST_AT_ONCE)  # however much it would unpack to
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, f"it cannot be read ({_reason(error)})") from None
     start = 4 + 4 * dimensions
@@ -55,6 +60,7 @@ def read_mat(path: Path) -> Labelled:
     Raises:
         UserError: the file is damaged or holds other variables, or fewer labels than images.
     """
+    ordinary(path, "a MATLAB file", MOST_AT_ONCE)
     try:
         content = scipy.io.loadmat(path)
     except Exception as error:  # a damaged MATLAB file fails in whatever way its bytes say
@@ -76,10 +82,10 @@ def read_torch(path: Path) -> Labelled:
         UserError: the file is damaged or holds something else, or fewer labels than images.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive fails in whatever way its bytes say
-        raise _damaged(path, f"it cannot be read ({_reason(error)})") from None
-    if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(torch.is_tensor, content)):
+        content = torch_files.read(path, "a pair of tensors, images and labels")
+    except UserError as error:
+        raise _damaged(path, str(error).removeprefix(f"{path}: ").split(";")[0]) from None
+    if not isinstance(content, (tuple, list)) or len(content) != 2 or not all(map(torch_files.is_plain, content)):
         raise _damaged(path, "expected a pair of tensors, images and labels")
     images, labels = content
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
@@ -94,9 +100,10 @@ def read_listed_images(folder: Path, listing: Path, size: int) -> Labelled:
         UserError: an image without a label, a label without an image, or an image that cannot be read.
     """
     try:
-        lines = [line.split() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = read_text(listing, 'lines "name.png label"')
+        lines = [line.split() for line in text.splitlines() if line.strip()]
         label_of = {name: int(label) for name, label in lines}
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise _damaged(listing, f'expected lines "name.png label" ({_reason(error)})') from None
     files = _image_files(folder)
     unlabelled = [path.name for path in files if path.name not in label_of]
@@ -137,8 +144,10 @@ def _decode(files: Iterable[Path], size: int) -> Tensor:
 
     def decode(path: Path) -> np.ndarray:
         try:
-            with Image.open(path) as image:
+            with Image.open(ordinary(path, "a complete image")) as image:
                 return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+        except UserError:
+            raise
         except Exception as error:  # a damaged image fails in whatever way its bytes say
             raise _damaged(path, f"it cannot be read as an image ({_reason(error)})") from None
 

@@ -92,8 +92,7 @@ def load(path: Path) -> Alignment:
     Raises:
         UserError: it is not there, damaged, of another format, too large, or holds what statistics cannot be.
     """
-    if ordinary(path, "an alignment file").stat().st_size > MOST_BYTES:
-        raise UserError(f"{path}: larger than {MOST_BYTES // 2**20} MiB; expected an alignment file")
+    ordinary(path, "an alignment file", MOST_BYTES)
     text, tensors = read_tensors(path, ALIGNMENT_FORMAT)
     try:
         about = parse_json(text)

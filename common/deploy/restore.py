@@ -1,6 +1,5 @@
 """The evaluation network of a training checkpoint."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from common.flags import Flag, flags_of
 from common.models import known_network
 from common.models.foreign import changed_since
 from common.quantizers import METHODS
+from common.reading import read_json
 from common.runs import checkpoint
 
 NETWORK_FLAGS = (
@@ -113,6 +113,6 @@ def _classes(recorded: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     if isinstance(recorded.get("classes"), list | tuple):
         return tuple(map(str, recorded["classes"]))
     try:
-        return tuple(map(str, json.loads((path.parent.parent / "summary.json").read_text())["classes"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return tuple(map(str, read_json(path.parent.parent / "summary.json", "a summary")["classes"]))
+    except (UserError, KeyError, TypeError):
         return ()

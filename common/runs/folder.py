@@ -15,6 +15,7 @@ from common.writing import TEMPORARY
 PROGRAM = "alignq"  # in config.json: says that the folder is ours
 CONFIG, LOCK, CHECKPOINTS = "config.json", ".lock", "checkpoint"
 SET_ASIDE, DISCARDED = ".alignq_set_aside", ".alignq_discarded"  # what --reset removes, before the run begins and then
+FOLDERS, FILES = (CHECKPOINTS, "run"), re.compile(rf".+\.(json|jsonl|txt|log|npz|png|tsv|pt)|{re.escape(LOCK)}")
 FIRST_TRACES = re.compile(  # of a run before it begins
     rf"{re.escape(LOCK)}|{CHECKPOINTS}|split_[^/]*\.tsv|{re.escape(DISCARDED)}"
 )
@@ -26,7 +27,7 @@ class RunFolder:
     Until ``adopt`` nothing that was there is lost: a run that is refused leaves it as it was.
 
     Raises:
-        UserError: it is a file, cannot be made, or another process holds it.
+        UserError: it is a file, cannot be made, holds other things than a run does, or another process holds it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,6 +45,7 @@ class RunFolder:
                     f"--job_dir {path}: holds files that no run of this program made, and is left alone; expected an "
                     "empty folder, a new one or that of a run"
                 )
+            self._check_kinds()
             self._lock = self._hold()
             self._put_back()  # of a run that was killed before it began
             self._discard()
@@ -58,6 +60,20 @@ class RunFolder:
         names = {entry.name for entry in self.path.iterdir()}
         inner = self.path / CHECKPOINTS
         return all(FIRST_TRACES.fullmatch(name) for name in names) and not (inner.is_dir() and any(inner.iterdir()))
+
+    def _check_kinds(self) -> None:
+        """What has a name that a run gives must be what the run would find or write there."""
+        inner = self.path / CHECKPOINTS
+        for entry in (*self.path.iterdir(), *(inner.iterdir() if inner.is_dir() else ())):
+            for names, fits, what in (
+                (entry.name in FOLDERS, entry.is_dir, "a folder"),
+                (FILES.fullmatch(entry.name), entry.is_file, "an ordinary file"),
+            ):
+                if names and not fits():
+                    place = entry.relative_to(self.path)
+                    raise UserError(
+                        f"--job_dir {self.path}: {place} in it is not {what}, as runs have it; move it away"
+                    )
 
     def _hold(self) -> Any:
         while True:

@@ -8,7 +8,6 @@ import torch
 from common.conversion.calibrate import calibrate
 from common.deploy.onnx.export import export_onnx, onnx_model, open_session
 from common.deploy.onnx.integer import IntegerWriter
-from common.errors import UserError
 from common.measure.parity import compare_integer, compare_onnx, openvino_run, references, total
 from common.models import build_model
 
@@ -46,10 +45,3 @@ def test_integers_and_bytes_give_its_codes() -> None:
         assert whole.codes > 50_000
         assert whole.different <= 1e-4 * whole.codes
         assert whole.unexplained == 0
-
-
-def test_a_layer_that_is_not_known_is_named(tmp_path: Path) -> None:
-    network = build_model("torchvision:shufflenet_v2_x0_5", bitW=4, abitW=4, num_classes=5)
-    with pytest.raises(UserError, match="size: the ONNX export does not know"):
-        export_onnx(network, tmp_path / "network.onnx", SHAPE)
-    assert not list(tmp_path.iterdir())

@@ -155,9 +155,9 @@ def test_other_settings_do_not_mix_with_finished_cells(continued: Comparison) ->
 @pytest.mark.parametrize(
     ("file", "content", "line"),
     [
-        ("settings.json", '{"task": ', "settings.json: not the settings of earlier runs"),
-        ("settings.json", "[1]", "settings.json: not the settings of earlier runs"),
-        ("results.jsonl", "{}\n{", "results.jsonl or a run's summary.json is damaged"),
+        ("settings.json", '{"task": ', "settings.json: not a complete JSON file"),
+        ("settings.json", "[1]", "settings.json: not a complete JSON file"),
+        ("results.jsonl", "{}\n{", "results.jsonl: line 2 is damaged"),
         ("float_seed0/summary.json", '{"task": "resnet20"}', "results.jsonl or a run's summary.json is damaged"),
     ],
 )
@@ -232,6 +232,15 @@ def test_the_table_has_mean_deviation_seeds_and_effective_bits() -> None:
     assert "| ours | 78.33 ± 1.43 (2.0/3.0) |" in shifted
     assert "| ours | 4 | 88.3 | 78.3 | 78.3 |" in by_kind
     assert "demo" not in result_tables.markdown(synthetic(ACCURACIES, demo=False), ["ours"], [4], seeds=3)
+
+
+@pytest.mark.parametrize(("ahead", "said"), [(0.9, False), (1.1, True)])
+def test_a_float_network_that_its_quantized_ones_leave_behind_is_no_reference(ahead: float, said: bool) -> None:
+    rows = synthetic({("float", 32): [60.0, 62.0], ("ours", 4): [61.0 + ahead] * 2, ("lsq", 2): [50.0, 70.0]})
+    table = result_tables.markdown(rows, ["ours", "lsq"], [4, 2], seeds=2)
+    assert (f"trained too little to be a reference: ours at 4 bits is {ahead:.2f} points ahead" in table) == said
+    alone = [entry for entry in rows if entry["method"] != "float"]
+    assert "too little" not in result_tables.markdown(alone, ["ours", "lsq"], [4, 2], seeds=2)
 
 
 def test_effective_bits_leave_out_the_image_and_bound_what_was_not_counted(tmp_path: Path) -> None:

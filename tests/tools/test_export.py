@@ -18,6 +18,7 @@ from common.data.demo import cifar10 as demo_cifar10
 from common.data.demo.folder import build_once
 from common.deploy import packed
 from common.deploy.description import Description, describe
+from common.deploy.formats import FORMATS
 from common.deploy.restore import restore
 from common.engine.program import run
 from common.errors import UserError
@@ -94,6 +95,23 @@ def test_a_packed_file_never_disagrees_with_its_checkpoint(
     assert len(top1) == 2
     assert top1[0] == top1[1]
     assert all("demo" in line for line in lines if "top-1" in line or "differ" in line)
+
+
+@pytest.mark.parametrize("format", ["packed", "onnx"])
+def test_an_export_says_how_far_it_is_from_its_network(
+    format: str, trained: Path, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / f"file{FORMATS[format].suffix}")
+    export(checkpoint=str(trained), out=out, format=format)
+    engine = {"packed": "torch", "onnx": "onnxruntime"}[format]
+    (line,) = [line for line in said().splitlines() if "logits" in line]
+    assert line.startswith(f"{engine} from the file: largest difference of logits ")
+    if format == "packed":
+        assert "logits 0, their" in line
+        return
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    export(checkpoint=str(trained), out=out, format=format)
+    assert "warning: not compared with the network it was made from: onnxruntime is not installed" in said()
 
 
 def test_files_that_disagree_are_told_apart(

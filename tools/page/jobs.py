@@ -1,7 +1,7 @@
 """Which job folders a report is about, and what each of them holds: read without trusting any of it."""
 
 import glob
-import json
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.reading import parse_json, read_rows, read_text
 from tools.runs import result_tables
 
 MARKS = ("config.json", "summary.json", "metrics.jsonl")  # a folder with one of them is a job's
@@ -168,7 +169,7 @@ def read(folder: Path, name: str) -> JobRecord:
     run = JobRecord(folder, name)
     try:
         run.config = _json(folder / "config.json")
-        run.history = _lines(folder / "metrics.jsonl")
+        run.history = read_rows(folder / "metrics.jsonl", "the metrics of a run")
         if not (folder / "summary.json").exists():
             epochs = run.config["options"]["num_epochs"]
             run.problem = f"unfinished: {len(run.history)} of {epochs} epochs; --resume continues it"
@@ -188,25 +189,9 @@ def reason(error: BaseException) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if not os.path.lexists(path):
+        raise UserError(f"{path.name} is not there")
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path.name} is not there") from None
+        return parse_json(read_text(path, "a file of a run"))
     except ValueError:
         raise UserError(f"{path.name} is not a complete JSON file") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path.name} holds a {type(content).__name__}, not the fields of a run")
-    return content
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The epochs of metrics.jsonl; a last line that a killed run left half-written does not count."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise UserError(f"{path.name} is broken in line {number}") from None
-    return rows

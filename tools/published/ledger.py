@@ -1,11 +1,13 @@
 """The lock file beside fetched weights: the SHA-256 of each, and where it came from."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 from common.data.download import sha256_of
 from common.errors import UserError
+from common.reading import parse_json, read_text
 from common.writing import write_whole
 from tools.published.layout import safe_name
 
@@ -21,11 +23,11 @@ def read(path: Path) -> Records:
     Raises:
         UserError: not a lock file, or a name in it leaves the folder.
     """
-    try:
-        content = json.loads(path.read_text())
-        files = dict(content["files"]) if content["format"] == _FORMAT else None
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
+    try:
+        content = parse_json(read_text(path, "a lock file of this program"))
+        files = dict(content["files"]) if content["format"] == _FORMAT else None
     except (ValueError, KeyError, TypeError):
         files = None
     if files is None:

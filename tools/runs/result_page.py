@@ -1,6 +1,5 @@
 """The results of studies as text and pictures: a block of docs/results.md for each, drawn from docs/results alone."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from common.errors import UserError
+from common.reading import read_objects
 from tools import pictures
 from tools.runs.result_tables import mean_and_spread
 from tools.runs.study import Row, Study
@@ -34,12 +33,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: a line is damaged.
     """
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path}: a damaged line ({error}); the study writes it anew") from None
+    return read_objects(path, "the results of a study, which writes them anew")
 
 
 def fill(page: str, block: Callable[[str], str]) -> str:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
+from common.errors import UserError
+from common.reading import read_json, read_objects
 from common.writing import write_whole
 from tools import pictures
 from tools.runs.budget import statement
+from tools.runs.reference import trained_too_little
 
 COUNTED = 4096  # distinct inputs up to which common.measure.effective_bits counts them
 Result = dict[str, Any]  # a line of results.jsonl
@@ -46,10 +49,9 @@ def _says(summary: dict[str, Any], test: dict[str, Any], key: str) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path, "a file of a run")
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def result(job: Path, method: str, bits: int, source: str | None, weight_bits: int | None = None) -> Result | None:
@@ -105,8 +107,7 @@ def _mean_bits(levels: Sequence[int | None]) -> float | None:
 
 def merge(path: Path, rows: Sequence[Result]) -> None:
     """Put the rows into results.jsonl, in the place of earlier ones of the same cells; others stay."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    known = {entry["cell"]: entry for entry in map(json.loads, lines)}
+    known = {str(entry.get("cell")): entry for entry in read_objects(path, "the results of a comparison")}
     known |= {entry["cell"]: entry for entry in rows}
     write_whole(path, "".join(json.dumps(entry) + "\n" for entry in known.values()))
 
@@ -173,6 +174,10 @@ def markdown(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int]
     )
     title = "demo data, not the CIFAR-10 benchmark" if demo else "CIFAR-10"
     lines = [f"# {rows[0]['task']}: {title}", "", about, "", statement(rows)]
+    means = {key: mean for key, (mean, _, _) in statistics(rows, best).items()}
+    quantized = {f"{name} at {width} bits": mean for (name, width), mean in means.items() if name != "float"}
+    if ("float", 32) in means and (doubt := trained_too_little(means["float", 32], quantized)):
+        lines += ["", f"**{doubt}**"]
     sections: list[tuple[str, Value]] = [("best epoch", best), ("last epoch", last)]
     if by := {entry["reestimated"]["batches"] for entry in rows if entry.get("reestimated")}:
         batches = " or ".join(map(str, sorted(by)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.reading import read_json
 from common.writing import write_whole
 
 
@@ -35,10 +36,4 @@ def hold(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not the settings of earlier runs; choose another --out, or remove the file")
-    return content
+    return read_json(path, "the settings of earlier runs: choose another --out, or remove the file")

@@ -12,7 +12,7 @@ from common.deploy.formats.base import Format, Logits
 from common.deploy.onnx.export import onnx_model
 from common.deploy.onnx.integer import IntegerWriter
 from common.deploy.openvino import described, read_model
-from common.reading import ordinary
+from common.reading import read_bytes
 from common.writing import write_whole
 
 WEIGHTS = ".bin"
@@ -32,8 +32,8 @@ def write(network: nn.Module, description: Description, path: Path) -> None:
 
 def read(path: Path, network: str | None = None) -> tuple[Logits, Description]:
     need("openvino")
-    graph = ordinary(path, "an OpenVINO file").read_bytes()
-    weights = ordinary(path.with_suffix(WEIGHTS), "the weights that belong beside the .xml").read_bytes()
+    graph = read_bytes(path, "an OpenVINO file")
+    weights = read_bytes(path.with_suffix(WEIGHTS), "the weights that belong beside the .xml")
     check(path, "an OpenVINO file", graph, _entry, weights)
     return described(path, graph, weights)
 

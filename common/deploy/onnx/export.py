@@ -16,7 +16,7 @@ from common.deploy.extras import need
 from common.deploy.graph import ClassLogits, refuse_unset
 from common.deploy.onnx.recording import PREFIX
 from common.deploy.onnx.writer import NetworkWriter
-from common.reading import ordinary
+from common.reading import read_bytes
 from common.writing import write_whole
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear
@@ -51,7 +51,7 @@ def read_onnx(path: Path | str) -> bytes:
     Raises:
         UserError: no such file, another one, or one that was damaged or changed since.
     """
-    content = ordinary(Path(path), "an ONNX file").read_bytes()
+    content = read_bytes(Path(path), "an ONNX file")
     check(Path(path), "an ONNX file", content, _entry)
     return content
 

@@ -24,7 +24,7 @@ class Bound:
     """A call as a rule of ``OPERATORS`` sees it.
 
     Attributes:
-        name: of its output, or the beginning of those of several. layer: for messages.
+        name: of its output, or the beginning of those of several. layer, called: for messages.
         given: the arguments by name; tensors are the names of their ONNX values.
         sizes: of each tensor among the arguments, by name. results: of each output. None follows the batch.
     """
@@ -32,6 +32,7 @@ class Bound:
     name: str
     layer: str
     operator: str
+    called: str
     given: dict[str, Any]
     sizes: dict[str, Sizes]
     results: list[Sizes]
@@ -86,12 +87,12 @@ class NetworkWriter(Nodes):
     def operator(self, call: Bound) -> str | list[str]:
         rule = OPERATORS.get(call.operator)
         if rule is None:
-            raise call.refuse(f"{FORM} does not know torch's {call.operator}")
+            raise call.refuse(f"{FORM} does not know torch's {call.called}")
         return rule(self, call)
 
     def _bound(self, call: Call, other: Call, name: str) -> Bound:
         results = [_sizes(*pair) for pair in zip(call.shapes, other.shapes, strict=True)]
-        bound = Bound(name, call.layer, call.operator, {}, {}, results)
+        bound = Bound(name, call.layer, call.operator, call.called, {}, {}, results)
         for key, value in call.given.items():
             there = other.given[key]
             if isinstance(value, Tensor):

@@ -16,6 +16,7 @@ from common.deploy.description import Description
 from common.deploy.extras import need
 from common.deploy.packed.tensors import check, fill, tensors_of
 from common.errors import UserError
+from common.flags import shown
 from common.quantizers.layers import QuantAct
 from common.writing import write_whole
 
@@ -128,8 +129,10 @@ def read_tensors(path: Path, form: str) -> tuple[str, dict[str, Tensor]]:
         what = EXPECTED[found].split(";")[0] if found in EXPECTED else "a safetensors file"
         raise UserError(f"{path}: {what}, but not {EXPECTED[form]}")
     version = metadata.get("format_version", "")
-    if version.isdecimal() and int(version) > VERSION:
-        raise UserError(f"{path}: format version {version}, this program reads up to {VERSION}; update this program")
+    if version.isdecimal() and (len(version) > len(str(VERSION)) or int(version) > VERSION):
+        raise UserError(
+            f"{path}: format version {shown(version)[1:-1]}, this program reads up to {VERSION}; update this program"
+        )
     text = metadata.get("network", "")
     if metadata.get("sha256") != _checksum(text, tensors):
         raise UserError(f"{path}: damaged, its checksum does not fit its content; copy or export it again")
