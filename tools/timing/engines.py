@@ -74,5 +74,12 @@ def _onnxruntime_int8(model: bytes, images: Tensor, threads: int) -> Run:
         paths = [str(Path(folder) / f"{name}.onnx") for name in ("float", "folded", "int8")]
         Path(paths[0]).write_bytes(model)
         quant_pre_process(paths[0], paths[1])
-        quantization.quantize_static(*paths[1:], Images(), quant_format=quantization.QuantFormat.QDQ, per_channel=True)
+        quantization.quantize_static(
+            *paths[1:],
+            Images(),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+        )
         return _session(Path(paths[2]).read_bytes(), threads)
