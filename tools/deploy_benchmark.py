@@ -48,9 +48,9 @@ def random_network(name: str, method: str, bits: int) -> tuple[nn.Module, int]:
             module.momentum = None
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.3)
-    getattr(model, "features" if hasattr(model, "classifier") or hasattr(model, "class_classifier") else "forward")(
-        torch.randn(4, 3, min(size, 64), min(size, 64))
-    )
+    features = getattr(model, "features", model)  # of a network with a discriminator, and no module
+    forward = model if isinstance(features, nn.Module) else features
+    forward(torch.randn(4, 3, min(size, 64), min(size, 64)))
     return model.eval(), size
 
 
