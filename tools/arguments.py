@@ -13,6 +13,7 @@ OursBits = Annotated[int, number(int, min(OURS), max(OURS), "bits")]
 Bits = Annotated[int, number(int, 1, 32, "bits")]
 Batch = Annotated[int, number(int, 2, 10**5, "a whole number of images")]
 Side = Annotated[int, number(int, 8, 10**4, "a whole number of pixels")]
+Prior = Annotated[float, number(float, 0, 1e9, "a number of images")]
 Device = Literal["auto", "cpu", "cuda"]
 
 

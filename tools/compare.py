@@ -17,8 +17,9 @@ from common.config.tasks import Task
 from common.errors import UserError
 from common.flags import Flag, number, seed_number, shown
 from common.quantizers import METHODS
-from common.runs.annotations import NewFolder, one_of
+from common.runs.annotations import Count, NewFolder, one_of
 from common.runs.tool import run_tool
+from tools.runs.budget import Budget
 from tools.runs.comparison import VARIANTS, comparison
 from tools.runs.main_flags import kept_as_typed, passed_on
 from tools.runs.plan import Launch, Slurm, Workers
@@ -53,6 +54,10 @@ def compare(
     bits: tuple[Width, ...] = (8, 4, 3, 2),
     seeds: Annotated[tuple[int, ...], seed_list] = (0, 1, 2),
     demo: bool = False,
+    against: Annotated[str, one_of("float", *METHODS, *VARIANTS)] | None = None,
+    epochs_per_bit: Count | None = None,
+    schedule: Literal["steps", "cosine"] = "steps",
+    distill: bool = False,
     chain: bool = False,
     shift: bool = False,
     workers: Workers | None = None,
@@ -72,6 +77,10 @@ def compare(
         bits: bit-widths of weights and activations; where a method does not define one, the table has a dash.
         seeds: how many: 3 is 0, 1 and 2. With commas, the seeds themselves.
         demo: train on the demo data.
+        against: also table every method's paired differences from this one, or from float, with standard errors.
+        epochs_per_bit: epochs of every quantized network (default: the recipe's); milestones keep their place.
+        schedule: of the learning rate of quantized networks: the recipe's milestones, or a cosine to 0.
+        distill: let the float network of its seed teach every quantized one (--distill_weight, --distill_temperature).
         chain: start from the next wider width of the README's table (32, 8, 4, 3, 2) and not from float; widths on the
             way are trained even where they were not asked for.
         shift: also evaluate the best epoch's networks on corrupted test images.
@@ -91,6 +100,8 @@ def compare(
         shift=shift,
         demo=demo,
         passed=passed_on(flags, [described], TYPED_HERE),
+        budget=Budget(epochs_per_bit, schedule, distill),
+        against=against,
         folder=out or Path("results", "compare", f"{task}_demo" if demo else task),
     )
     carry_out(plan, Launch(workers, launcher, slurm or {}, dry_run))

@@ -30,6 +30,7 @@ def evaluate(
     images: Path | None = None,
     network: str | None = None,
     fast: bool = False,
+    alignment: Path | None = None,
     **flags: Any,
 ) -> None:
     """Print top-1 and top-5 on the test set, of both domains in a cross-domain task.
@@ -40,15 +41,16 @@ def evaluate(
         images: a folder of class folders to take in place of the task's test data; a torchvision network has no other.
         network: name of the network, for a checkpoint that does not record it.
         fast: compile --model to int8 layers for this CPU (networks of ours); --against stays as it is.
+        alignment: a file of tools/realign.py to apply to --model; --against stays as it is.
         flags: for the data: --demo --data_dir --tgt_data_dir --download --src_data --tgt_data --train_split
             --split_seed --allow_partial --eval_batch_size --num_workers --device --gpus. What is not typed is as in the
             file's run, --demo apart. For a checkpoint also --method --bitW --abitW --act_range --levels --stage
-            --img_size --quant_shortcut.
+            --img_size --quant_shortcut --quant_linear.
     """
     typed, wanted = divided(flags)
     if images is not None and wanted:
         raise UserError(f"--{next(iter(wanted))}: has no meaning with --images")
-    files = [open_file(model, fast=fast, model=network, **typed)]
+    files = [open_file(model, fast=fast, alignment=alignment, model=network, **typed)]
     files += [open_file(against, model=network, **typed)] if against is not None else []
     first, last = files[0].description, files[-1].description
     for what in ("task", "arguments", "preprocessing", *(() if images is None else ("classes",))):

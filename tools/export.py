@@ -13,14 +13,17 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from torch import nn
 
+from common.deploy import alignment as alignments
 from common.deploy.check import compared
 from common.deploy.description import Description
 from common.deploy.extras import NotInstalled
 from common.deploy.formats import FORMATS, Format
 from common.deploy.restore import restore
 from common.errors import UserError
+from common.measure.coverage import coverage
 from common.runs.annotations import NewFile, one_of
 from common.runs.tool import run_tool
 from tools.deployed.flags import of_network
@@ -32,6 +35,8 @@ def export(
     out: NewFile,
     format: Annotated[str, one_of(*FORMATS)] = "packed",
     model: str | None = None,
+    float_names: bool = False,
+    alignment: Path | None = None,
     **flags: Any,
 ) -> None:
     """Write the evaluation network of a checkpoint to a file.
@@ -41,9 +46,11 @@ def export(
         out: the file to write.
         format: packed (.safetensors), onnx (opset 21, for onnxruntime), or pt2 (torch.export, float32; for
             torch.export.load, which is for files one trusts).
-        model: the network, for a checkpoint that does not record it.
-        flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut, as the programs have
-            them. What is not typed is as in the checkpoint's run.
+        model: the network, for a checkpoint that does not record it; FILE.py:FUNCTION has to be typed always.
+        float_names: name every layer that stayed float.
+        alignment: a file of tools/realign.py, whose statistics the written network has.
+        flags: --method --bitW --abitW --act_range --levels --stage --img_size --quant_shortcut --quant_linear, as the
+            programs have them. What is not typed is as in the checkpoint's run.
     """
     wanted, checkpoint, out = FORMATS[format], Path(checkpoint), Path(out)
     if checkpoint.suffix in [one.suffix for one in FORMATS.values()]:
@@ -51,13 +58,19 @@ def export(
     if out.suffix != wanted.suffix:
         raise UserError(f"--out {out}: expected the name of a file that ends in {wanted.suffix}")
     network, description, notes = restore(checkpoint, model=model, **flags)
+    if alignment is not None:
+        aligned = alignments.load(alignment)
+        aligned.apply(network, alignment)
+        notes.append(f"{alignment}: re-aligned by {aligned.line()}")
     out.parent.mkdir(parents=True, exist_ok=True)
     wanted.write(network, description, out)
     for note in notes:
         print(note)
+    covered = coverage(network, torch.zeros(1, *description.image_shape))
     floats = 4 * sum(parameter.numel() for parameter in network.parameters())
     size = out.stat().st_size
     print(f"{out}: {description.line()}; {size:,} bytes, {size / floats:.3f} of its parameters in float32")
+    print(covered.line(), *(covered.lines() if float_names else []), sep="\n")
     if wanted.read is not None:
         print(_check(wanted, network, description, out, model))
 

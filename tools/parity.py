@@ -20,21 +20,23 @@ from torch import Tensor, nn
 
 from common.deploy import packed
 from common.deploy.description import Description
-from common.deploy.files import Classifier, FastLogits
+from common.deploy.files import Classifier, fast_logits
 from common.deploy.formats.packed import PACKED
 from common.deploy.graph import ClassLogits
 from common.deploy.integer.network import integer_network
 from common.deploy.onnx.export import onnx_model, open_session
+from common.deploy.onnx.integer import IntegerWriter
+from common.deploy.onnx.writer import NetworkWriter
 from common.deploy.program import exported_program
 from common.deploy.restore import restore
 from common.errors import UserError
 from common.measure.parity import (
     LayerParity,
     compare,
-    compare_fast,
     compare_integer,
     compare_onnx,
     compare_unfed,
+    openvino_run,
     references,
     total,
 )
@@ -73,7 +75,7 @@ def parity(
         images: how many test images; 0: all.
         layer_images: how many of them layer by layer; 0: 8 of up to 64 x 64 pixels, 2 of larger ones.
         layers: also print every layer.
-        fast: also the int8 path, compiled for this CPU, which takes up to minutes.
+        fast: also the integer graph as OpenVINO runs it.
         flags: --demo --data_dir ... as tools/evaluate.py has them, --method --bitW ... as tools/export.py. What is not
             typed is as in the checkpoint's run.
     """
@@ -115,12 +117,14 @@ def forms_of(
         return Form(integer_network(network), compare_integer(network, sample, expected))
 
     def fast() -> Form:
-        return Form(FastLogits(network), compare_fast(network, sample, expected))
+        proto = onnx_model(network, description.image_shape, {}, IntegerWriter)
+        rows = compare_onnx(network, proto, sample, expected, integers=True, run=openvino_run)
+        return Form(fast_logits(network, description), rows)
 
-    def onnx() -> Form:
-        proto = onnx_model(network, description.image_shape, {})
+    def onnx(form: type[NetworkWriter] = NetworkWriter) -> Form:
+        proto = onnx_model(network, description.image_shape, {}, form)
         session = open_session(proto.SerializeToString(), torch.get_num_threads())
-        rows = compare_onnx(network, proto, sample, expected)
+        rows = compare_onnx(network, proto, sample, expected, integers=form is IntegerWriter)
         return Form(lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), rows)
 
     def program() -> Form:
@@ -130,8 +134,9 @@ def forms_of(
         "fake-quantized": fake_quantized,
         "packed": from_packed,
         "integer": integer,
-        **({"fast (int8)": fast} if with_fast else {}),
+        **({"fast (OpenVINO)": fast} if with_fast else {}),
         "ONNX": onnx,
+        "ONNX int8": lambda: onnx(IntegerWriter),
         "torch.export": program,
     }
     forms, absent = {}, {}

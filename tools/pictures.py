@@ -118,6 +118,19 @@ def ratio_bars(
     axes.legend(loc="upper right", fontsize=8)
 
 
+def accuracy_bars(axes: Axes, series: Mapping[str, Sequence[float]]) -> None:
+    """Horizontal bars of the mean accuracy, the first on top, with a mark for every value; label -> values, in %."""
+    for place, (label, values) in enumerate(series.items()):
+        mean = float(np.mean(values))
+        axes.barh(place, mean, color=colour(0 if label.startswith("float") else 1 if label.startswith("ours") else 7))
+        axes.plot(values, [place] * len(values), "k|", ms=6)
+        axes.text(max(values), place, f" {mean:.1f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(series)), list(series))
+    lowest = min(min(values) for values in series.values())
+    axes.set(ylim=(len(series) - 0.4, -0.6), xlim=(max(0, 10 * int(lowest / 10 - 1)), 104))
+    axes.grid(axis="x", alpha=0.3)
+
+
 def save(figure: Any, path: Path) -> Path:
     """Write a PNG and let go of the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)

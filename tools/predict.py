@@ -12,16 +12,28 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.deploy.files import Classifier, open_file
+from torch import Tensor
+
+from common.adaptation.realign import PRIOR, realign
+from common.deploy.files import open_file
 from common.errors import UserError
 from common.runs.annotations import Count
 from common.runs.tool import run_tool
+from tools.arguments import Prior
 from tools.deployed.flags import of_network
 from tools.deployed.images import BATCH, images_at, prepare
 
 
 def predict(
-    *images: Path, model: Path, top: Count = 5, network: str | None = None, fast: bool = False, **flags: Any
+    *images: Path,
+    model: Path,
+    top: Count = 5,
+    network: str | None = None,
+    fast: bool = False,
+    alignment: Path | None = None,
+    online: bool = False,
+    prior: Prior = PRIOR,
+    **flags: Any,
 ) -> None:
     """Print the most probable classes of each image.
 
@@ -31,23 +43,28 @@ def predict(
         top: how many classes.
         network: name of the network, for a checkpoint that does not record it; --bitW --abitW --method ... as well.
         fast: compile the network to int8 layers for this CPU first (networks of ours): for many images.
+        alignment: a file of tools/realign.py to apply.
+        online: re-align as the images come: each batch of 32 moves the statistics by its own before it is classified.
+        prior: of --online: the statistics so far count as so many images beside a batch.
     """
     if not images:
         raise UserError("expected --model FILE IMAGE... or a folder of images")
     paths = [path for image in images for path in images_at(Path(image))]
-    file = open_file(model, fast=fast, model=network, **flags)
+    file = open_file(model, fast=fast, alignment=alignment, model=network, **flags)
+    if online and file.network is None:
+        raise UserError(f"--online: {file.form} has no statistics to move here; give a checkpoint or a packed file")
     print("\n".join([file.line(), *file.notes]))
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
-        for path, line in zip(part, answers(file, part, top), strict=True):
+        batch = prepare(part, file.description.preprocessing)
+        logits = realign(file.network, batch, prior).logits if online and file.network else file.logits(batch)
+        for path, line in zip(part, answers(file.description.classes, logits, top), strict=True):
             print(f"{path}: {line}")
 
 
-def answers(file: Classifier, paths: list[Path], top: int) -> Iterator[str]:
+def answers(classes: tuple[str, ...], logits: Tensor, top: int) -> Iterator[str]:
     """The ``top`` classes of each image with their probabilities in per cent."""
-    classes = file.description.classes
-    probabilities = file.logits(prepare(paths, file.description.preprocessing)).softmax(1)
-    for row in probabilities:
+    for row in logits.softmax(1):
         values, indices = row.topk(min(top, len(row)))
         pairs = zip(values.tolist(), indices.tolist(), strict=True)
         yield ", ".join(f"{classes[i] if classes else f'class {i}'} {100 * value:.1f} %" for value, i in pairs)

@@ -25,10 +25,11 @@ from common.data.splits import partition
 from common.errors import UserError
 from common.flags import shown
 from common.measure import effective_bits
+from common.measure.coverage import coverage
 from common.models import build_model
 from common.models.foreign import TORCHVISION, is_foreign
 from common.quantizers import METHODS
-from common.quantizers.layers import QuantConv2d, Quantizer
+from common.quantizers.layers import Quantizer, QuantLayer
 from common.runs import checkpoint
 from common.runs.annotations import Count, NewFile, Seed, one_of
 from common.runs.tool import run_tool
@@ -53,6 +54,7 @@ def quantize(
     method: Annotated[str, one_of(*METHODS)] = "ours",
     bitW: Bits = 4,
     abitW: Bits = 4,
+    quant_linear: bool = False,
     calibrate: Count = 8,
     sensitivity: bool = False,
     batch_size: Batch = 32,
@@ -70,6 +72,7 @@ def quantize(
         method: quantization method.
         bitW: bits of the weights; 32 is float.
         abitW: bits of the activations; 32 is float.
+        quant_linear: quantize Linear layers and convolutions without BatchNorm too.
         calibrate: batches for the statistics of BatchNorm and the learned steps.
         sensitivity: also print each quantizer's share in the error, measured on two of these batches.
         batch_size: images per batch.
@@ -84,7 +87,7 @@ def quantize(
         raise UserError(f"--num_classes {classes}: {folder} holds {len(found.classes)} classes")
     torch.manual_seed(seed)
     floating = build_model(model, num_classes=classes)
-    network = build_model(model, method, bitW, abitW, num_classes=classes)
+    network = build_model(model, method, bitW, abitW, num_classes=classes, quant_linear=quant_linear)
     if weights == NONE:
         print("--weights none: the weights that the network is built with")
         network.load_state_dict(floating.state_dict(), strict=False)
@@ -92,8 +95,9 @@ def quantize(
         for line in checkpoint.load_weights(floating, weights)[0].lines(weights):
             print(line)
         checkpoint.load_weights(network, weights, method)
-    batches = run(network, floating, found, calibrate, batch_size, img_size, seed)
+    batches = run(network, floating, found, calibrate, batch_size, img_size, seed, quant_linear)
     config = {"model": model, "method": method, "bitW": bitW, "abitW": abitW, "num_classes": classes, "seed": seed}
+    config |= {"quant_linear": quant_linear}
     config |= {"img_size": img_size, "classes": list(found.classes), "demo": found.demo}
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save({"state_dict_t": network.state_dict(), "config": config}, out)
@@ -103,7 +107,7 @@ def quantize(
 
 
 def run(
-    network: Any, floating: nn.Module, found: ImageList, count: int, size: int, side: int, seed: int
+    network: Any, floating: nn.Module, found: ImageList, count: int, size: int, side: int, seed: int, linear: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """Calibrate the network and print what was quantized and how it compares; the batches of the calibration."""
     parts = partition(found, seed=1)
@@ -113,9 +117,11 @@ def run(
     if len(batches[-1][1]) < 2 and len(batches) > 1:
         batches.pop()
     calibrate(network, batches)
-    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-    quantized = sum(isinstance(module, QuantConv2d) for module in convolutions)
-    print(f"quantized {quantized} of {len(convolutions)} convolutions")
+    kinds = (nn.Conv2d, nn.Linear) if linear else (nn.Conv2d,)
+    layers = [module for module in network.modules() if isinstance(module, kinds)]
+    quantized = sum(isinstance(module, QuantLayer) for module in layers)
+    print(f"quantized {quantized} of {len(layers)} {'layers' if linear else 'convolutions'}")
+    print(coverage(network, batches[0][0][:1]).line())
     for name, reason in left_float(network).items():
         print(f"left float: {name}: {reason}")
     for line in effective_bits.summary_lines(effective_bits.measure(network, batches[0][0])):

@@ -22,6 +22,7 @@ from tools.runs.main_flags import kept_as_typed, passed_on
 from tools.runs.plan import Launch, Slurm, Workers
 from tools.runs.programs import programs
 from tools.runs.reproduction import reproduction
+from tools.runs.row_budget import budget_of
 from tools.runs.runner import carry_out
 from tools.runs.table_rows import select
 from tools.runs.table_runs import runs_of
@@ -41,6 +42,7 @@ def reproduce(
     ablation: bool = False,
     no_crp: bool = False,
     fetched: bool = False,
+    budget: str | None = None,
     workers: Workers | None = None,
     launcher: Literal["local", "slurm"] = "local",
     slurm: Slurm | None = None,
@@ -60,10 +62,13 @@ def reproduce(
         ablation: every row with DAQ alone, then with the gradient approximation, then with CRP where the task has it.
         no_crp: the Office-31 rows without CRP.
         fetched: start from the published 32-bit files (tools/fetch_pretrained.py), not from networks trained here.
+        budget: short, for fewer epochs than the tables have, or a JSON file of flags by task, such as
+            {"dann_digits": {"num_epochs": 6}}; folders and tables bear its name.
         workers: runs at a time (default: 1; all with Slurm); of several CUDA devices each gets its own.
         launcher: local or slurm.
         slurm: for Slurm, such as "partition=gpu,timeout_min=240,gpus_per_node=1,cpus_per_task=4".
-        out: folder of the results; each task has a folder in it, with _demo behind its name for demo data.
+        out: folder of the results; each task has a folder in it, with _demo behind its name for demo data, and then the
+            budget's name.
         dry_run: print the commands that are left to run, in order, and run nothing.
     """
     if demo and fetched:
@@ -71,7 +76,7 @@ def reproduce(
     tasks = list(dict.fromkeys(name for word in task for name in (TABLES if word == "all" else [word])))
     runs = runs_of(select(tasks, rows, bits), ablation, not no_crp, fetched)
     passed = passed_on(flags, [run.task for run in runs], TYPED_HERE)
-    plan = reproduction(runs, demo=demo, fetched=fetched, passed=passed, out=out)
+    plan = reproduction(runs, demo=demo, fetched=fetched, budget=budget_of(budget), passed=passed, out=out)
     carry_out(plan, Launch(workers, launcher, slurm or {}, dry_run))
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.adaptation.distillation import Distillation
 from common.admm.crp import CRP
 from common.flags import NoOptions
 
@@ -47,6 +48,7 @@ class Objective(ABC):
         epoch_length: default of --epoch_length, "min" or "max" of the domains' loaders.
         heads: what it trains beside the network: saved, restored and optimised with it. None: nothing.
         head_flags: the flags of ``Options`` that the shapes of its heads follow, which a resumed run must share.
+        distillation: a teacher for all images of a step, where the run has one; neither trained nor saved.
 
     Args:
         network: a classifier; for objectives that adapt one with ``features`` and ``classify``, and perhaps with
@@ -61,6 +63,7 @@ class Objective(ABC):
     epoch_length: ClassVar[str] = "min"
     bottleneck: ClassVar[bool] = False
     heads: nn.Module | None = None
+    distillation: Distillation | None = None
     head_flags: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, network: nn.Module, num_classes: int, options: Any = None, crp: CRP | None = None) -> None:
@@ -84,6 +87,11 @@ class Objective(ABC):
             domains = self.crp.domains if target is not None else self.crp.domains[:1]
             losses["Transformation_loss"] = torch.stack([self.crp.penalty(domain) for domain in domains]).sum()
         total = torch.stack([self.weight(name, progress) * value for name, value in losses.items()]).sum()
+        if self.distillation is not None:
+            images = [source] if target is None else [source, target]
+            logits = [one.logits for one in (on_source, on_target) if one is not None]
+            losses["Distillation_loss"] = self.distillation.loss(images, logits)
+            total = total + self.distillation.weight * losses["Distillation_loss"]
         return {"Train_loss": total, **losses}, on_source.logits
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from common.adaptation.realign import PRIOR
 from common.flags import (
     BARE,
     batch_size,
@@ -47,6 +48,10 @@ class Quantization:
         choices=("plain", "align", "second", "org", "aligned"),
     )
 
+    quant_linear: bool = switch(
+        False, "quantize Linear layers and convolutions without BatchNorm too, in a network of others"
+    )
+
     @property
     def bits(self) -> int:
         """The width that names a run: the weights', or the activations' where weights are float."""
@@ -88,8 +93,23 @@ class Training:
         [80, 120], natural, "epochs at which it is multiplied by --lr_gamma", nargs="*", read_all=epochs
     )
     lr_gamma: float = flag(0.1, positive, "factor at those epochs")
+    schedule: str = flag(
+        "steps", help="of the learning rate: --lr_decay_steps, or a cosine to 0", choices=("steps", "cosine")
+    )
     momentum: float = flag(0.9, number(float, 0, 1, below=True), "of SGD")
     weight_decay: float = flag(1e-4, non_negative, "of SGD; learned scales have none")
+    reestimate: int = flag(
+        0, natural, "training batches from which BatchNorm statistics are estimated anew after the last epoch; 0: not"
+    )
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The float teacher whose logits are a second target beside the labels (common.adaptation.distillation)."""
+
+    distill: str | None = flag(None, path, "file of the float network to learn from as well")
+    distill_weight: float = flag(1.0, non_negative, "weight of the distance to its predictions")
+    distill_temperature: float = flag(4.0, above_zero, "temperature of both predictions in it")
 
 
 @dataclass(frozen=True)
@@ -106,6 +126,15 @@ class Adaptation:
 
 
 @dataclass(frozen=True)
+class Realignment:
+    """Re-alignment of the evaluated networks (common.adaptation.realign), beside what they are without it."""
+
+    adapt: str = flag("none", help="also evaluate re-aligned: bn by BatchNorm statistics", choices=("none", "bn"))
+    adapt_images: int = flag(256, count, "images of each domain or corruption to re-align by, never of the test set")
+    adapt_prior: float = flag(PRIOR, non_negative, "the source's statistics count as so many images")
+
+
+@dataclass(frozen=True)
 class Run:
     """The run itself: its folder and what it is to do there."""
 
@@ -117,6 +146,7 @@ class Run:
     reset: bool = switch(False, "delete the job's folder first")
     test_only: bool = switch(False, "evaluate and do not train")
     seed: int = flag(0, seed_number, "of initialisation, sample order and augmentation")
+    float_names: bool = switch(False, "name every layer that stayed float, at the end")
     save_every: int = flag(0, natural, "keep checkpoint/model_N.pt every N epochs; 0: last and best alone")
     print_freq: int = flag(200, count, "steps between two progress reports")
 

@@ -1,6 +1,7 @@
 """How the files of a run are called, and where the file that it starts from is looked for."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from common.config import recipes
 from common.config.options import Options
 from common.config.tasks import Task
 from common.errors import UserError
+from common.models.foreign import is_foreign
 
 PREFIXES = ("", "ours", "others", "apot_lsq")  # of the published folders
 PUBLISHED_NAMES = {"dense_32bit/model_best.pt": "dense_32bit/densenet_40.pt.tar"}  # the one that is called otherwise
@@ -26,7 +28,7 @@ def default_job_dir(options: Options) -> Path:
     widths = options.quantization.bitW, options.quantization.abitW
     method = "float" if widths == (32, 32) else options.quantization.method
     other = options.task.cross and options.objective_name != options.task.objective
-    own = Path(file_of(options.task, options.pair, width_name(*widths))).parent
+    own = Path(_file_of_run(options, width_name(*widths))).parent
     return runs_root(options) / method / own.with_name(own.name + (f"_{options.objective_name}" if other else ""))
 
 
@@ -44,12 +46,21 @@ def file_of(task: Task, pair: tuple[str, str] | None, bits_name: str) -> str:
     return f"{source}_{target}/{source[0]}{target[0]}_{bits_name}/model_best.pt"
 
 
+def _file_of_run(options: Options, bits_name: str) -> str:
+    """``file_of``, whose folder also names a network of others and images other than the task's own."""
+    words = [options.quantization.model.rsplit("/", 1)[-1]] if is_foreign(options.quantization.model) else []
+    words += [Path(dataset).name] if (dataset := getattr(options.data, "dataset", "cifar10")) != "cifar10" else []
+    file = Path(file_of(options.task, options.pair, bits_name))
+    label = "".join("-" + re.sub(r"[^\w.]+", "-", word) for word in words)
+    return str(file.parent.with_name(file.parent.name + label) / file.name)
+
+
 def name_files(options: Options) -> Options:
     """With --source_file and --job_dir filled in where not given."""
     start, run = options.start, options.run
     bits = recipes.pretrained_bits(options.task.name, options.quantization.bits)
     return options.replaced(
-        source_file=start.source_file or file_of(options.task, options.pair, f"{bits}bit"),
+        source_file=start.source_file or _file_of_run(options, f"{bits}bit"),
         job_dir=run.job_dir or str(default_job_dir(options)),
     )
 

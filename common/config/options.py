@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,19 @@ from typing import Any, NoReturn
 from common.adaptation import OBJECTIVES
 from common.admm.preservation import CRPOptions
 from common.config import recipes
-from common.config.groups import FLOAT, NOT_REPEATED, UNUSED, Adaptation, Backbone, Quantization, Run, Start, Training
+from common.config.groups import (
+    FLOAT,
+    NOT_REPEATED,
+    UNUSED,
+    Adaptation,
+    Backbone,
+    Distillation,
+    Quantization,
+    Realignment,
+    Run,
+    Start,
+    Training,
+)
 from common.config.tasks import Task
 from common.data.kinds import DATA
 from common.errors import UserError
@@ -43,8 +55,10 @@ class Options:
     start: Start
     data: Any
     training: Training
+    distillation: Distillation
     acceleration: AccelerationOptions
     device: DeviceOptions
+    realignment: Realignment
     run: Run
     adaptation: Adaptation | None = None
     objective: Any = None
@@ -97,8 +111,10 @@ def group_classes(task: Task) -> dict[str, type]:
         "start": Start,
         "data": DATA[task.data].Options,
         "training": Training,
+        "distillation": Distillation,
         "acceleration": AccelerationOptions,
         "device": DeviceOptions,
+        "realignment": Realignment,
         "run": Run,
     }
     classes |= {"adaptation": Adaptation} if task.cross else {}
@@ -135,7 +151,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _parser(task: Task, flags: Iterable[Flag]) -> _Parser:
+def _parser(task: Task, flags: Collection[Flag]) -> _Parser:
     parser = _Parser(description=f"{task.name}: {task.model}", allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for flag in flags:
         settings: dict[str, Any] = {"type": str if flag.read_all else flag.take}
@@ -147,7 +163,7 @@ def _parser(task: Task, flags: Iterable[Flag]) -> _Parser:
             settings["const"] = flag.const
         default = f" (default: {flag.default})" if flag.default not in (None, "") else ""
         parser.add_argument(*flag.spellings, dest=flag.name, help=flag.help + default.replace("%", "%%"), **settings)
-    for name in UNUSED:
+    for name in set(UNUSED) - {flag.name for flag in flags}:
         parser.add_argument(f"--{name}", dest=name, nargs="*", help=argparse.SUPPRESS)
     return parser
 
@@ -190,8 +206,9 @@ def parse(task: Task, argv: Sequence[str] | None = None) -> Options:
     """
     known = all_flags(task)
     typed = vars(_parser(task, known.values()).parse_args(sys.argv[1:] if argv is None else argv))
-    notes = [f"--{name} is accepted but has no use" for name in UNUSED if name in typed]
-    typed = {name: value for name, value in typed.items() if name not in UNUSED}
+    unused = [name for name in UNUSED if name not in known]
+    notes = [f"--{name} is accepted but has no use" for name in unused if name in typed]
+    typed = {name: value for name, value in typed.items() if name not in unused}
     for name, flag in known.items():
         if name in typed and flag.read_all is not None:
             try:
@@ -236,6 +253,7 @@ def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: t
     if values["reset"] and (values["test_only"] or values["resume"] == BARE):
         other = "--test_only" if values["test_only"] else "--resume"
         raise UserError(f"--reset {other}: there would be nothing left for it; leave one of them out")
+    _refuse_idle(values, typed)
     chosen = {"own": ("--method", values["method"])}
     if task.cross:
         values["adaptation"] = _adaptation(values, typed)
@@ -252,6 +270,16 @@ def _grouped(task: Task, values: dict[str, Any], typed: frozenset[str], notes: t
         _refuse_foreign(by_name, flag_name, name, typed)
     groups = {place: one(**{key: values[key] for key in flags_of(one)}) for place, one in classes.items()}
     return Options(task=task, typed=typed, notes=notes, **groups)
+
+
+def _refuse_idle(values: Mapping[str, Any], typed: Collection[str]) -> None:
+    """A flag that was typed and would do nothing beside the others."""
+    for name in ("distill_weight", "distill_temperature"):
+        if name in typed and values["distill"] is None:
+            raise UserError(f"--{name}: belongs to --distill FILE, which this run does not have")
+    for name in ("lr_decay_steps", "lr_gamma"):
+        if name in typed and values[name] and values["schedule"] == "cosine":
+            raise UserError(f"--{name}: belongs to --schedule steps, this run has --schedule cosine")
 
 
 def _adaptation(values: Mapping[str, Any], typed: Collection[str]) -> str:

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import UserError
+from common.measure.statistics import estimate_statistics, on_batch_statistics
 from common.quantizers.layers import initialise_weights
-from common.quantizers.learned_scale import LearnedScale, scales_from_first_batch
-from common.quantizers.standardised import StandardisedAct
+from common.quantizers.learned_scale import LearnedScale
 
 
 def calibrate(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> nn.Module:
@@ -18,8 +17,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> nn.M
     every quantizer that has some, anew.
 
     A step of activations becomes the mean over the batches of its method's initial value. The statistics are cumulative
-    averages over the batches (momentum None), of the network as it is quantized; momenta and modes are left as they
-    were, weights are not touched.
+    averages over the images (``estimate_statistics``), of the network as it is quantized; weights are not touched.
 
     Args:
         model: any network with this project's quantizers, or a float one.
@@ -58,58 +56,12 @@ def _initialise_steps(model: nn.Module, images: list[Tensor], arguments: tuple[A
 
     hooks = [quantizer.register_forward_pre_hook(watch) for quantizer in values]
     try:
-        _run_on_batch_statistics(model, images, arguments)
+        with on_batch_statistics(model):
+            for batch in images:
+                model(batch, *arguments)
     finally:
         for hook in hooks:
             hook.remove()
     for quantizer, seen in values.items():
         if seen:
             quantizer.set_initial(torch.stack(seen).mean())
-
-
-def estimate_statistics(model: nn.Module, images: list[Tensor], *arguments: Any) -> None:
-    """Every running mean and variance, as cumulative averages over the batches."""
-    norms = {module: module.momentum for module in _norms(model)}
-    before = statistics_of(model)
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-        _run_on_batch_statistics(model, images, arguments)
-    except BaseException:
-        restore_statistics(before)
-        raise
-    finally:
-        for norm, momentum in norms.items():
-            norm.momentum = momentum
-
-
-def statistics_of(model: nn.Module) -> dict[_BatchNorm | StandardisedAct, list[Tensor]]:
-    """Copies of the buffers of every module that keeps statistics."""
-    return {norm: [buffer.clone() for buffer in norm.buffers()] for norm in _norms(model)}
-
-
-def restore_statistics(statistics: dict[_BatchNorm | StandardisedAct, list[Tensor]]) -> None:
-    for norm, values in statistics.items():
-        for buffer, value in zip(norm.buffers(), values, strict=True):
-            buffer.copy_(value)
-
-
-def _norms(model: nn.Module) -> list[_BatchNorm | StandardisedAct]:
-    return [m for m in model.modules() if isinstance(m, _BatchNorm | StandardisedAct) and m.track_running_stats]
-
-
-@torch.no_grad()
-def _run_on_batch_statistics(model: nn.Module, images: list[Tensor], arguments: tuple[Any, ...]) -> None:
-    """Run the batches with what keeps statistics in training mode and all else, dropout for one, in evaluation mode."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        for norm in _norms(model):
-            norm.training = True
-        with scales_from_first_batch(model):
-            for batch in images:
-                model(batch, *arguments)
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -40,17 +40,17 @@ def quantize_model(
 
     Convolutions that a BatchNorm normalises get quantized weights. Activations are quantized where the method has its
     place: for ``ours`` behind every such BatchNorm (before its ReLU; the branches of a residual sum each, shortcuts
-    too); for uniform, dorefa, bwn, bwnf and llsq behind the ReLUs that these BatchNorms feed; for lsq and apot at the
-    convolution's own input, if that comes from ReLUs alone. Everything else stays float, and what one might expect to
-    be quantized and is not is named in a warning and by ``left_float``. Names in the state dict stay.
+    too); for uniform, dorefa, bwn, bwnf and llsq behind the ReLUs that these BatchNorms feed; for lsq, apot and
+    centroid at the convolution's own input, if that comes from ReLUs alone. Everything else stays float, and what one
+    might expect to be quantized and is not is named in a warning and by ``left_float``. Names in the state dict stay.
 
     That is what the paper quantizes. A network with layers that no BatchNorm normalises, such as a transformer or one
     with squeeze and excitation, shrinks to about k/32 with ``linear=True, all_convs=True``: all its Linear layers and
     convolutions get quantized weights on the scale of the float ones, and those whose input is not levels quantize it
     themselves. ``ours`` and ``uniform`` do so after standardising it by its running mean and standard deviation,
-    lsq with signed codes behind anything but ReLUs; the other methods have no codes for negative inputs, which stay
-    float. The last Linear layer is quantized like all others. Products of activations, as in attention, stay float;
-    ``nn.MultiheadAttention`` of one tensor becomes ``SelfAttention``, whose state has ``in_proj.weight`` and
+    lsq and centroid with signed codes behind anything but ReLUs; the other methods have no codes for negative inputs,
+    which stay float. The last Linear layer is quantized like all others. Products of activations, as in attention, stay
+    float; ``nn.MultiheadAttention`` of one tensor becomes ``SelfAttention``, whose state has ``in_proj.weight`` and
     ``in_proj.bias`` in the place of ``in_proj_weight`` and ``in_proj_bias``. ``calibrate`` estimates the statistics.
 
     Args:
@@ -113,7 +113,9 @@ def convert(
     patterns = find_patterns(network, linear, all_convs)
     if not patterns.layers:
         expected = "a Conv2d or a Linear" if linear and all_convs else "a Conv2d with a BatchNorm2d behind it"
-        more = "" if linear and all_convs else "; linear=True, all_convs=True quantize other layers too"
+        more = (
+            "" if linear and all_convs else "; linear=True, all_convs=True (--quant_linear) quantize other layers too"
+        )
         raise UserError(
             f"{type(model).__name__} has nothing to quantize: expected {expected}, found "
             f"{some_of(patterns.left_float, 3) or 'no convolution'}{more}"

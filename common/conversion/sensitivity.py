@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from common.conversion.calibrate import estimate_statistics, image_batches, restore_statistics, statistics_of
+from common.conversion.calibrate import image_batches
 from common.errors import UserError
+from common.measure.statistics import estimate_statistics, restore_statistics, statistics_of
 from common.quantizers.layers import Quantizer, QuantLayer
 
 

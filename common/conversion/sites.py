@@ -1,11 +1,14 @@
 """Where relations are preserved (CRP) in a converted network."""
 
+import copy
+
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from common.conversion.nodes import SUMS, module_of
 from common.quantizers.alignq import AlignAct
+from common.quantizers.learned_scale import scales_from_first_batch
 
 
 def crp_sites(network: fx.GraphModule, image_shape: tuple[int, int, int, int]) -> dict[str, nn.Module]:
@@ -33,9 +36,10 @@ def _passes(node: fx.Node) -> bool:
 def _last_at_each_resolution(
     network: fx.GraphModule, nodes: list[fx.Node], image_shape: tuple[int, int, int, int]
 ) -> dict[tuple[int, ...], fx.Node]:
-    training = network.training
+    copied = copy.deepcopy(network).eval()
     device = next(iter(network.parameters()), torch.empty(0)).device
-    with torch.no_grad():
-        ShapeProp(network.eval()).propagate(torch.zeros(image_shape, device=device))
-    network.train(training)
-    return {tuple(node.meta["tensor_meta"].shape[2:]): node for node in nodes}
+    with torch.no_grad(), scales_from_first_batch(copied):
+        ShapeProp(copied).propagate(torch.zeros(image_shape, device=device))
+    names = {node.name for node in nodes}
+    shapes = {node.name: node.meta["tensor_meta"].shape[2:] for node in copied.graph.nodes if node.name in names}
+    return {tuple(shapes[node.name]): node for node in nodes}

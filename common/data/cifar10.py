@@ -1,10 +1,11 @@
-"""CIFAR-10 in its published form: the folder `cifar-10-batches-py` of pickled batches.
+"""CIFAR-10 in its published form: the folder `cifar-10-batches-py` of pickled batches; the reader is CIFAR-100's too.
 
 The demo data come in the same form and go through the same reader. Only the checksums differ: those of the published
 files are required of every folder that does not carry the demo's marker.
 """
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,8 +43,42 @@ SIDE = 32
 _SHAPE = (3, SIDE, SIDE)
 
 
-def load(data_dir: Path | str, download: bool = True) -> tuple[ImageSet, ImageSet]:
-    """Read CIFAR-10.
+@dataclass(frozen=True)
+class Published:
+    """A CIFAR set as its authors publish it.
+
+    Attributes:
+        name: for messages; names of its sets begin with its lower case without the dash.
+        folder: of its files. url, archive_md5: of the archive that holds the folder.
+        md5: of every file. train, test, meta: which files hold what. images: of one training file.
+        test_images: of the test file. class_key, label_key: what the files call class names and labels.
+    """
+
+    name: str
+    folder: str
+    url: str
+    archive_md5: str
+    md5: dict[str, str]
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    images: int
+    test_images: int
+    class_key: str
+    label_key: str
+
+
+PUBLISHED = Published(
+    *("CIFAR-10", FOLDER, _URL, _ARCHIVE_MD5, _MD5, TRAIN_BATCHES, TEST_BATCH, META),
+    images=_IMAGES_PER_BATCH,
+    test_images=_IMAGES_PER_BATCH,
+    class_key="label_names",
+    label_key="labels",
+)
+
+
+def load(data_dir: Path | str, download: bool = True, of: Published = PUBLISHED) -> tuple[ImageSet, ImageSet]:
+    """Read CIFAR-10, or the set ``of`` its kind.
 
     Args:
         data_dir: the folder that holds `cifar-10-batches-py` or `cifar-10-python.tar.gz`, or `cifar-10-batches-py`
@@ -55,50 +90,52 @@ def load(data_dir: Path | str, download: bool = True) -> tuple[ImageSet, ImageSe
         UserError: the data are not there and could not be fetched; a batch is missing, is not the published file, or
             does not hold what a batch holds.
     """
-    folder = _find(Path(data_dir), download)
+    folder = _find(Path(data_dir), download, of)
     demo = is_demo(folder)
-    for name in () if demo else _MD5:
-        _verify(folder / name)
-    classes = _read_classes(folder / META)
-    name = "CIFAR-10 (demo)" if demo else "CIFAR-10"
-    train = _read_batches([folder / batch for batch in TRAIN_BATCHES], classes, f"{name} train", demo)
-    test = _read_batches([folder / TEST_BATCH], classes, f"{name} test", demo)
+    for name in () if demo else of.md5:
+        _verify(folder / name, of)
+    classes = _read_classes(folder / of.meta, of)
+    name = f"{of.name} (demo)" if demo else of.name
+    train = _read_batches(
+        [folder / batch for batch in of.train], classes, f"{name} train", None if demo else of.images, of
+    )
+    test = _read_batches([folder / of.test], classes, f"{name} test", None if demo else of.test_images, of)
     return train, test
 
 
-def find(data_dir: Path | str) -> Path | None:
+def find(data_dir: Path | str, of: Published = PUBLISHED) -> Path | None:
     """The folder of batches in `data_dir`, or else the archive, which `load` unpacks; None: neither is there."""
     data_dir = Path(data_dir)
-    for folder in (data_dir / FOLDER, data_dir):
-        if (folder / META).is_file() or (folder / TRAIN_BATCHES[0]).is_file():
+    for folder in (data_dir / of.folder, data_dir):
+        if (folder / of.meta).is_file() or (folder / of.train[0]).is_file():
             return folder
-    archive = data_dir / _URL.rsplit("/", 1)[1]
+    archive = data_dir / of.url.rsplit("/", 1)[1]
     return archive if archive.is_file() else None
 
 
-def _find(data_dir: Path, download: bool) -> Path:
-    inside = data_dir / FOLDER
-    found = find(data_dir)
+def _find(data_dir: Path, download: bool, of: Published) -> Path:
+    inside = data_dir / of.folder
+    found = find(data_dir, of)
     if found is not None and found.is_dir():
         return found
-    archive = data_dir / _URL.rsplit("/", 1)[1]
+    archive = data_dir / of.url.rsplit("/", 1)[1]
     if download:
-        fetch(_URL, archive, _ARCHIVE_MD5, DEMO_HINT)
+        fetch(of.url, archive, of.archive_md5, DEMO_HINT)
     elif not archive.is_file():
         raise UserError(
-            f"no CIFAR-10 in {data_dir}: expected {FOLDER}/ or {archive.name} there; fetch {_URL} and "
+            f"no {of.name} in {data_dir}: expected {of.folder}/ or {archive.name} there; fetch {of.url} and "
             f"put it there, allow it with --download True, {DEMO_HINT}"
         )
     return unpack(archive, inside)
 
 
-def _verify(path: Path) -> None:
+def _verify(path: Path, of: Published) -> None:
     if not path.is_file():
-        raise UserError(f"{path} is missing: expected all of {', '.join(_MD5)}; {_again(path)}")
+        raise UserError(f"{path} is missing: expected all of {', '.join(of.md5)}; {_again(path)}")
     found = md5_of(path)
-    if found != _MD5[path.name]:
+    if found != of.md5[path.name]:
         raise UserError(
-            f"{path} is damaged: its md5 is {found}, the published file's {_MD5[path.name]}; {_again(path)}"
+            f"{path} is damaged: its md5 is {found}, the published file's {of.md5[path.name]}; {_again(path)}"
         )
 
 
@@ -106,24 +143,26 @@ def _again(path: Path) -> str:
     return f"delete {path.parent} and run again to make it afresh"
 
 
-def _read_classes(path: Path) -> tuple[str, ...]:
-    names = _read_pickle(path).get("label_names")
+def _read_classes(path: Path, of: Published) -> tuple[str, ...]:
+    names = _read_pickle(path, of).get(of.class_key)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} is damaged: expected a list of class names under 'label_names'; {_again(path)}")
+        raise UserError(f"{path} is damaged: expected a list of class names under '{of.class_key}'; {_again(path)}")
     return tuple(names)
 
 
-def _read_batches(paths: list[Path], classes: tuple[str, ...], name: str, demo: bool) -> ImageSet:
-    batches = [_read_batch(path, len(classes), None if demo else _IMAGES_PER_BATCH) for path in paths]
+def _read_batches(
+    paths: list[Path], classes: tuple[str, ...], name: str, expected: int | None, of: Published
+) -> ImageSet:
+    batches = [_read_batch(path, len(classes), expected, of) for path in paths]
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), classes, name)
 
 
-def _read_batch(path: Path, classes: int, expected: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _read_batch(path: Path, classes: int, expected: int | None, of: Published) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3, 32, 32) uint8 images and (N,) int64 labels of one batch."""
-    batch = _read_pickle(path)
-    data, labels = batch.get("data"), batch.get("labels")
+    batch = _read_pickle(path, of)
+    data, labels = batch.get("data"), batch.get(of.label_key)
     width = int(np.prod(_SHAPE))
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != width:
         found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
@@ -140,9 +179,9 @@ def _read_batch(path: Path, classes: int, expected: int | None) -> tuple[np.ndar
     return data.reshape(-1, *_SHAPE), np.array(labels, dtype=np.int64)
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+def _read_pickle(path: Path, of: Published) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path} is missing: expected all of {', '.join(_MD5)}; {_again(path)}")
+        raise UserError(f"{path} is missing: expected all of {', '.join(of.md5)}; {_again(path)}")
     try:
         with open(path, "rb") as file:
             content = _ArraysOnly(file, encoding="latin1").load()

@@ -1,19 +1,23 @@
 """Batches of the images of a domain, decoded by workers or kept in memory."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data.folders import ImageList
 from common.data.seeding import generator
 from common.data.sharding import Share, batch_count
+from common.data.tensors import drawn
 from common.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PADDING = 4  # of "pad_crop_flip", on every side
 CACHE_BYTES = 1_000_000_000  # a decoded list up to this size is kept in memory
 
 
@@ -23,7 +27,9 @@ class FolderBatches:
     Iterating yields (images, labels) on `device`: (B, 3, S, S) float32, normalised with the mean and the standard
     deviation of ImageNet, and (B,) int64. An image is resized to a square of round(256/224 S) pixels whatever its
     shape; training crops S x S at a random place and mirrors with probability 1/2, in a new order every epoch; test
-    crops the centre, in the order of the list.
+    crops the centre, in the order of the list. With `augment` "pad_crop_flip" images are resized to S x S, and training
+    pads them with 4 black pixels before it crops; with "resized_crop" training crops a rectangle of 8 to 100 % of the
+    area, 3:4 to 4:3, and resizes that to S x S (Szegedy et al., CVPR 2015).
 
     Order and augmentation are a pure function of (seed, epoch, cycle, domain, index): bit-identical for any number of
     workers and after a restart. The global random state is neither read nor advanced.
@@ -32,7 +38,7 @@ class FolderBatches:
         image_list: the images.
         batch_size: B, of all processes together; the last batch may be smaller unless `drop_last`.
         img_size: S.
-        train: random order and augmentation, or neither.
+        train: random order and augmentation, or neither. augment: which, as above.
         seed, domain: which order; two domains of one run draw independently.
         num_workers: processes that decode, crop and prefetch and live as long as this object; with any, end one
             iteration before the next.
@@ -53,6 +59,7 @@ class FolderBatches:
         batch_size: int,
         img_size: int = 224,
         train: bool,
+        augment: str = "crop_flip",
         seed: int = 0,
         domain: str = "source",
         num_workers: int = 0,
@@ -79,13 +86,20 @@ class FolderBatches:
         self.drop_last = drop_last
         self.share = share
         self.device = torch.device(device)
-        side = round(img_size * 256 / 224)
+        side = img_size if augment == "pad_crop_flip" else round(img_size * 256 / 224)
         self.cache = len(image_list) * side * side * 3 <= CACHE_BYTES if cache is None else cache
-        self._crops = _Crops(image_list, side, img_size, train, (seed, domain), self.cache)
+        self._crops = _Crops(image_list, side, img_size, augment if train else "", (seed, domain), self.cache)
         self._order = _Order(len(image_list), train, (seed, domain), batch_size, share)
         self._loader: DataLoader | None = None
         self._mean = torch.tensor(IMAGENET_MEAN, device=self.device).reshape(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=self.device).reshape(3, 1, 1)
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """Some of the images, or all, as an evaluation has them: (n, 3, S, S) float32. No label is read."""
+        images = self.image_list.subset(drawn(count, len(self.image_list), seed).tolist())
+        size = self._crops.size
+        batches = FolderBatches(image_list=images, batch_size=32, img_size=size, train=False, device=self.device)
+        return torch.cat([batch for batch, _ in batches])
 
     def set_epoch(self, epoch: int, cycle: int = 0) -> None:
         """Choose the order and the augmentation of the next iteration.
@@ -157,7 +171,7 @@ class _Crops(Dataset):
     """Image and label by key: ((S, S, 3) uint8, int), or a `_Failure`."""
 
     def __init__(
-        self, images: ImageList, side: int, size: int, augment: bool, key: tuple[int, str], cache: bool
+        self, images: ImageList, side: int, size: int, augment: str, key: tuple[int, str], cache: bool
     ) -> None:
         self.images = images
         self.side = side
@@ -172,14 +186,33 @@ class _Crops(Dataset):
             image = self.images.decoded(self.side)[index] if self.cache else self.images.image(index, self.side)
         except UserError as error:
             return _Failure(str(error))
-        down = across = round((self.side - self.size) / 2)
-        mirrored = False
-        if self.augment:
-            draws = generator("augment", *self.key, epoch, cycle, index)
-            down, across = torch.randint(self.side - self.size + 1, (2,), generator=draws).tolist()
-            mirrored = bool(torch.rand((), generator=draws) < 0.5)
-        image = image[down : down + self.size, across : across + self.size]
-        return image.flip(1) if mirrored else image, self.images.labels[index]
+        return self._cropped(image, epoch, cycle, index), self.images.labels[index]
+
+    def _cropped(self, image: Tensor, epoch: int, cycle: int, index: int) -> Tensor:
+        """(S, S, 3) of (side, side, 3): the centre, or what the augmentation draws."""
+        if not self.augment:
+            start = round((self.side - self.size) / 2)
+            return image[start : start + self.size, start : start + self.size]
+        draws = generator("augment", *self.key, epoch, cycle, index)
+        if self.augment == "resized_crop":
+            image = _resized_crop(image, self.size, draws)
+        else:
+            image = F.pad(image, (0, 0, *[PADDING] * 4)) if self.augment == "pad_crop_flip" else image
+            down, across = torch.randint(len(image) - self.size + 1, (2,), generator=draws).tolist()
+            image = image[down : down + self.size, across : across + self.size]
+        return image.flip(1) if bool(torch.rand((), generator=draws) < 0.5) else image
+
+
+def _resized_crop(image: Tensor, size: int, draws: torch.Generator) -> Tensor:
+    """A rectangle of a (side, side, 3) image, with 8 to 100 % of its area, as (size, size, 3)."""
+    side = len(image)
+    area, ratio, down, across = torch.rand(4, generator=draws).tolist()
+    kept = side * math.sqrt(0.08 + 0.92 * area)
+    stretch = (4 / 3) ** (ratio - 0.5)  # height and width are this factor and its inverse from a square
+    height, width = (max(1, min(side, round(one))) for one in (kept * stretch, kept / stretch))
+    top, left = int(down * (side - height + 1)), int(across * (side - width + 1))
+    part = image[top : top + height, left : left + width].permute(2, 0, 1)[None]
+    return F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 
 def _collate(items: list[tuple[Tensor, int] | _Failure]) -> tuple[Tensor, Tensor] | _Failure:

@@ -92,6 +92,7 @@ class TensorBatches:
         shuffle: a new order every epoch; otherwise the order of the set.
         augment: None, or "crop_flip": each image by itself is padded with 4 black pixels, cropped back to its size at
             a random place and mirrored with probability 1/2, as RandomCrop(padding=4) and RandomHorizontalFlip do.
+        size: side that the images are resized to, behind the augmentation; None: as they are.
         drop_last: leave out the last batch if it is not full.
         device: where the bytes are kept and the batches are made.
         share: this process's part of every batch, which is all that iterating yields.
@@ -111,6 +112,7 @@ class TensorBatches:
         domain: str = "source",
         shuffle: bool = False,
         augment: str | None = None,
+        size: int | None = None,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
         share: Share = Share(),
@@ -132,6 +134,7 @@ class TensorBatches:
         self.domain = domain
         self.shuffle = shuffle
         self.augment = augment
+        self.size = size
         self.drop_last = drop_last
         self.share = share
         self.device = torch.device(device)
@@ -147,6 +150,15 @@ class TensorBatches:
         other.image_set = image_set
         other._images, other._labels = image_set.images.to(self.device), image_set.labels.to(self.device)
         return other
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """Some of the images, or all, as an evaluation has them: (n, C, H, W) float32. No label is read."""
+        return self._normalised(self._images[drawn(count, len(self.image_set), seed).to(self.device)])
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if self.size not in (None, images.shape[-1]):
+            images = _resized(images, self.size)
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
 
     def set_epoch(self, epoch: int, cycle: int = 0) -> None:
         """Choose the order and the augmentation of the next iteration.
@@ -172,19 +184,24 @@ class TensorBatches:
             images = self._images[order[positions]]
             if self.augment == "crop_flip":
                 images = _crop_flip(images, crops[positions], mirrored[positions])
-            images = images.float().div_(255).sub_(self._mean).div_(self._std)
-            yield images, self._labels[order[positions]]
+            yield self._normalised(images), self._labels[order[positions]]
+
+
+def drawn(count: int, of: int, seed: int = 0) -> Tensor:
+    """``count`` places among ``of``, or all of them, ascending: a function of the numbers alone, (n,) int64."""
+    return torch.randperm(of, generator=generator("sample", seed))[:count].sort().values
 
 
 def resize(image_set: ImageSet, size: int) -> ImageSet:
     """The set with every image `size` x `size`: bilinear, with antialiasing where it shrinks, as PIL resizes."""
     if image_set.images.shape[-2:] == (size, size):
         return image_set
-    parts = [
-        F.interpolate(part, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-        for part in image_set.images.split(4096)
-    ]
+    parts = [_resized(part, size) for part in image_set.images.split(4096)]
     return replace(image_set, images=torch.cat(parts))
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def to_three_channels(image_set: ImageSet) -> ImageSet:

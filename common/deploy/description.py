@@ -23,7 +23,6 @@ from common.reading import reason
 
 MOST_CLASSES, MOST_SIDE = 1_000_000, 8192
 NO_TASK = "none"  # of a network that tells apart the class folders of a user
-TASK_DATA = {entry.task: entry.data for entry in NETWORKS.values()}
 SCHEME = {"method": "ours", "bitW": 32, "abitW": 32, "act_range": 2.0, "levels": "exact", "stage": "plain"}
 
 side = number(int, 1, MOST_SIDE, "a side")
@@ -36,7 +35,7 @@ class Description:
     Attributes:
         model: ``build_model``'s name. scheme: its method, bitW, abitW, act_range, levels and stage, and the options
             that the method has of its own.
-        arguments: ``build_model``'s num_classes, and img_size or quant_shortcut where the network has it.
+        arguments: ``build_model``'s num_classes, and img_size, quant_shortcut or quant_linear where the network has it.
         task: the name of the task, or ``NO_TASK``. classes: the class names; empty if unknown.
         preprocessing: side an image is resized to, side of the centre cropped from it, and mean and std by channel of
             pixels in [0, 1].
@@ -58,7 +57,7 @@ class Description:
     @property
     def data_kind(self) -> str:
         """Of its task (common.data.kinds); "" without a task."""
-        return TASK_DATA.get(self.task, "")
+        return task_data().get(self.task, "")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -101,7 +100,7 @@ class Description:
         try:
             content = cls(**json.loads(text))
             entry = known_network(str(content.model))
-            fits = [task for task, data in TASK_DATA.items() if entry is None or data == entry.data]
+            fits = [task for task, data in task_data().items() if entry is None or data == entry.data]
             if content.task not in fits + ([NO_TASK] if entry is None else []):
                 raise ValueError(f"network {content.model} with task {shown(content.task)}")
             classes = tuple(word(name) for name in content.classes)
@@ -125,8 +124,14 @@ class _Arguments:
     num_classes: int = flag(10, number(int, 1, MOST_CLASSES))
     img_size: int = flag(224, side)
     quant_shortcut: bool = switch(False, "")
+    quant_linear: bool = switch(False, "")
     adapts: bool = switch(False, "")
     bottleneck: bool = switch(False, "")
+
+
+def task_data() -> dict[str, str]:
+    """The kind of data of every task."""
+    return {entry.task: entry.data for entry in NETWORKS.values()}
 
 
 def scheme_flags(method: str) -> dict[str, Flag]:
@@ -169,17 +174,19 @@ def describe(config: Mapping[str, Any], num_classes: int, classes: tuple[str, ..
     entry = known_network(config["model"])
     arguments: dict[str, Any] = {"num_classes": num_classes}
     known: tuple[str, ...] = ()
+    dataset = str(config.get("dataset") or "cifar10")
     if entry is None:
         task, size = str(config.get("task") or NO_TASK), int(config.get("img_size") or 224)
-        preprocessing = PREPROCESSING.get(TASK_DATA.get(task, ""), of_photographs)(size)
+        preprocessing = PREPROCESSING.get(task_data().get(task, ""), of_photographs)(size, dataset)
+        arguments |= {"quant_linear": True} if config.get("quant_linear") else {}
         if (objective := config.get("adaptation")) in OBJECTIVES:
             arguments |= {"adapts": True, "img_size": size, "bottleneck": OBJECTIVES[objective].bottleneck}
     else:
         task, size = str(config.get("task") or entry.task), int(config.get("img_size") or entry.img_size)
-        preprocessing = entry.preprocessing(size)
+        preprocessing = entry.preprocessing(size, dataset)
         given = {"img_size": size, "quant_shortcut": bool(config.get("quant_shortcut"))}
         arguments |= {name: given[name] for name in entry.arguments}
-        known = DATA[entry.data].classes(bool(config.get("demo")))
+        known = DATA[entry.data].classes(bool(config.get("demo"))) if dataset == "cifar10" else ()
     scheme = {name: config.get(name, default) for name, default in SCHEME.items()}
     if scheme["stage"] != "align":
         scheme["stage"] = "plain"  # by its other names

@@ -16,7 +16,17 @@ from common.models.foreign import changed_since
 from common.quantizers import METHODS
 from common.runs import checkpoint
 
-NETWORK_FLAGS = ("method", "bitW", "abitW", "act_range", "levels", "stage", "img_size", "quant_shortcut")
+NETWORK_FLAGS = (
+    "method",
+    "bitW",
+    "abitW",
+    "act_range",
+    "levels",
+    "stage",
+    "img_size",
+    "quant_shortcut",
+    "quant_linear",
+)
 
 
 def restore(path: Path | str, **typed: Any) -> tuple[nn.Module, Description, list[str]]:
@@ -50,7 +60,7 @@ def restore(path: Path | str, **typed: Any) -> tuple[nn.Module, Description, lis
             bias = f"{entry.class_layer}.bias"
             if bias not in weights:
                 raise UserError(f"{path}: no {bias} in it; expected a file of {config['model']}")
-            description = describe(config, len(weights[bias]), _classes(path))
+            description = describe(config, len(weights[bias]), _classes(recorded, path))
         network = description.build()
     except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no network has the configuration in it ({error}); type what it should be") from None
@@ -98,8 +108,10 @@ def _of_others(config: Mapping[str, Any], path: Path) -> Description:
         ) from None
 
 
-def _classes(path: Path) -> tuple[str, ...]:
-    """The class names that the run of a checkpoint in its job's folder recorded."""
+def _classes(recorded: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """The class names that the checkpoint records, or the run in whose folder it lies."""
+    if isinstance(recorded.get("classes"), list | tuple):
+        return tuple(map(str, recorded["classes"]))
     try:
         return tuple(map(str, json.loads((path.parent.parent / "summary.json").read_text())["classes"]))
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,13 +1,10 @@
-"""What a network is worth on a test set, and on corrupted images."""
-
-from typing import Any
+"""What a network is worth on a test set."""
 
 import torch
 from torch import Tensor
 
 from common.adaptation import Objective
 from common.adaptation.base import cross_entropy
-from common.data.corruptions import STRENGTHS, corrupt
 from common.data.kinds import DOMAINS, Batches, RunData
 from common.engine.meters import Sums, precision
 from common.machine import distributed
@@ -67,23 +64,3 @@ def _report(name: str, mean: dict[str, float], job: Job, epoch: int) -> None:
     lines = [name, f"{accuracy} (Image)"]
     lines += [f"Prec@1 {mean['prec1_domain']:.3f} (Domain)"] if "prec1_domain" in mean else []
     job.log("\n".join([*lines, "=" * 55, ""]))
-
-
-def evaluate_shifted(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
-    """Top-1 on corrupted test images: {corruption: [at each of its strengths], "mean": over all of them, "images": N}.
-
-    --shift_images N takes a sample of N, the same share of every class and the same for every network.
-    """
-    test: Any = data.test["test"]
-    clean, wanted = test.image_set, job.options.data.shift_images
-    if 0 < wanted < len(clean):
-        clean = clean.split(wanted / len(clean), seed=0)[1]
-    top1: dict[str, list[float]] = {}
-    for kind, strengths in STRENGTHS.items():
-        levels = range(1, len(strengths) + 1)
-        sets = (test.of(corrupt(clean, kind, n)) for n in levels)
-        top1[kind] = [measure(objective, batches)[0]["prec1"] for batches in sets]
-        values = ", ".join(f"{value:.3f}" for value in top1[kind])
-        job.log(f"{job.options.demo}test top-1 under {kind} {strengths}: {values}")
-    every = [value for values in top1.values() for value in values]
-    return {**top1, "mean": sum(every) / len(every), "images": len(clean)}

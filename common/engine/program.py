@@ -10,6 +10,7 @@ from common.config.naming import name_files
 from common.config.options import Options, parse
 from common.config.tasks import Task
 from common.data.kinds import DATA, DOMAINS, Batching
+from common.engine import realignment
 from common.engine.result import test_only
 from common.engine.trainer import Trainer
 from common.errors import UserError
@@ -19,6 +20,7 @@ from common.models.foreign import is_foreign
 from common.runs.cli import run_cleanly
 from common.runs.job import Job
 from common.runs.start import check_last_batch, check_network, load_heads, load_source, make_network, start_backbone
+from common.runs.teacher import make_distillation
 
 
 def main(task: Task, argv: Sequence[str] | None = None) -> None:
@@ -39,6 +41,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = options.noting(note, *distributed.check(batch, options.device.sync_bn, device))
     acceleration.check(options.acceleration, device)
     check_network(options)
+    realignment.check(options)
     preserves = _wants_crp(options)
     if task.crp and not (preserves or options.run.test_only):
         options = options.noting("without relation preservation: nothing is aligned in this run")
@@ -51,6 +54,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         data = DATA[task.data].load(options.data, batching)
         check_last_batch(options, data.train["source"])
         print("=> Building model...", flush=True)
+        distillation = make_distillation(options, len(data.classes), device, job)
         seed_everything(options.run.seed)
         job.classes = data.classes
         network = make_network(options, len(data.classes))
@@ -60,6 +64,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         crp = _crp(network, options, job).to(device) if preserves else None
         make = OBJECTIVES[options.objective_name]
         objective = make(network, len(data.classes), options.objective, crp).to(device)
+        objective.distillation = distillation
         load_heads(objective, content or {}, job)
         if options.device.sync_bn:
             distributed.synchronise_batch_norm(objective.trained)

@@ -1,13 +1,19 @@
 """What a run leaves behind: its result by best and last epoch, the levels of every layer, and pictures."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from common.adaptation import Objective
 from common.data.kinds import RunData
-from common.engine.evaluation import evaluate, evaluate_shifted
+from common.data.kinds.cifar10 import NONE
+from common.engine.evaluation import evaluate
+from common.engine.realignment import evaluate_realigned
+from common.engine.reestimation import reestimated
+from common.engine.shift import evaluate_shifted
 from common.measure import effective_bits, feature_map, relation_error
+from common.measure.coverage import coverage
 from common.runs import checkpoint
 from common.runs.job import FEATURES_BEFORE, Job
 
@@ -24,9 +30,13 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
     relations = relation_error.measure(network, images)
     for line in effective_bits.summary_lines(levels) if options.quantization.bits != 32 else []:
         job.log(line)
+    covered = coverage(network, images[:1])
+    for line in [covered.line(), *(covered.lines() if options.run.float_names else [])]:
+        job.log(line)
     last = job.history()[-1]
     confusions = {"last": evaluate(objective, data, tested, job, log=False)[1]}
     confusions["best"] = confusions["last"]
+    anew = {"reestimated": reestimated(objective, data, job)} if options.training.reestimate else {}
     if best["epoch"] < options.training.num_epochs - 1:
         network.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
         confusions["best"] = evaluate(objective, data, tested, job, log=False)[1]
@@ -41,15 +51,21 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
         "protocol": data.protocol,
         "selected_by": options.data.select,
         **(_of_two_domains if options.task.cross else _of_one_domain)(objective, data, job, best, last),
+        **anew,
+        "training": {
+            "epochs": options.training.num_epochs,
+            "schedule": options.training.schedule,
+            "teacher": job.teacher,
+        },
         "source_file_warning": job.split_seen,
         "per_class": {when: feature_map.per_class(counts, data.classes) for when, counts in confusions.items()},
         "confusion": {when: counts.tolist() for when, counts in confusions.items()},
         "classes": list(data.classes),
         "relation_error": relations,
         "layers": [entry.row() for entry in levels],
+        "coverage": asdict(covered),
     }
-    if not options.task.cross and options.data.shift:  # of the best epoch's network
-        summary["shift"] = evaluate_shifted(objective, data, job)
+    summary |= _further(objective, data, job)  # of the best epoch's network
     job.write_json("summary.json", summary)
     if options.task.cross:
         _draw(objective, data, job, confusions)
@@ -114,6 +130,16 @@ def _draw(objective: Objective, data: RunData, job: Job, confusions: dict[str, A
     job.log(f"pictures: {job.folder / 'features.png'}, {job.folder / 'confusion.png'}")
 
 
+def _further(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
+    """What --shift and --adapt ask for."""
+    options, found = job.options, {}
+    if not options.task.cross and options.data.shift != NONE:
+        found["shift"] = evaluate_shifted(objective, data, job)
+    if options.realignment.adapt != "none":
+        found["adapted"] = evaluate_realigned(objective, data, job)
+    return found
+
+
 def test_only(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
     """Evaluate once on every test set, and with --shift on corruptions; writes test.json."""
     options = job.options
@@ -124,7 +150,6 @@ def test_only(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
             f"{options.demo}{what + ' ' if what else ''}test top-1: {mean['prec1']:.3f} top-5: {mean['prec5']:.3f}; "
             f"{data.protocol}"
         )
-    if not options.task.cross and options.data.shift:
-        result["shift"] = evaluate_shifted(objective, data, job)
+    result |= _further(objective, data, job)
     job.write_json("test.json", result | {"source_file_warning": job.split_seen})
     return result

@@ -1,5 +1,6 @@
 """The learning rate as a function of epoch and progress."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,13 +9,24 @@ from common.quantizers.layers import Quantizer
 
 
 def learning_rate_factor(
-    epoch: int, progress: float, milestones: Sequence[int], gamma: float, alpha: float = 0.0
+    epoch: int,
+    progress: float,
+    milestones: Sequence[int],
+    gamma: float,
+    alpha: float = 0.0,
+    schedule: str = "steps",
 ) -> float:
-    """gamma^(number of milestones <= epoch) / (1 + alpha p)^0.75, the factor on the initial learning rate.
+    """The factor on the initial learning rate: of the schedule, over (1 + alpha p)^0.75.
 
-    The annealing in ``progress`` p in [0, 1] is DANN's (Ganin et al., JMLR 2016, section 5.2.2); alpha = 0: none.
+    "steps": gamma^(number of milestones <= epoch). "cosine": (1 + cos(pi p)) / 2 at every step, without milestones
+    (Loshchilov and Hutter, ICLR 2017, equation 5, one period). The annealing in ``progress`` p in [0, 1] is DANN's
+    (Ganin et al., JMLR 2016, section 5.2.2); alpha = 0: none.
     """
-    return gamma ** sum(m <= epoch for m in milestones) / (1 + alpha * progress) ** 0.75
+    if schedule == "cosine":
+        decay = (1 + math.cos(math.pi * progress)) / 2
+    else:
+        decay = gamma ** sum(m <= epoch for m in milestones)
+    return decay / (1 + alpha * progress) ** 0.75
 
 
 def parameter_groups(

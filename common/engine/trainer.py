@@ -161,7 +161,8 @@ class Trainer:
         alpha = adaptation.alpha if adaptation is not None else 0.0
         for step, (images, labels) in enumerate(progress_bar(source, f"epoch {epoch}", steps), start=1):
             progress = (epoch * steps + step - 1) / (epochs * steps)
-            factor = learning_rate_factor(epoch, progress, training.lr_decay_steps, training.lr_gamma, alpha)
+            steps_down = training.lr_decay_steps, training.lr_gamma
+            factor = learning_rate_factor(epoch, progress, *steps_down, alpha, training.schedule)
             lr = training.lr * factor
             set_learning_rate(self.optimizer, lr)
             adapted = max(epoch - warm_up + (step - 1) / steps, 0) / (epochs - warm_up)

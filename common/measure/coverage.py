@@ -74,7 +74,7 @@ def coverage(network: nn.Module, example: Tensor) -> Coverage:
     """
     copied = copy.deepcopy(network).eval()
     quantized = {name: module for name, module in copied.named_modules() if _has_levels(module)}
-    left = _float_layers(copied) | getattr(network, "meta", {}).get("left_float", {})
+    left = _float_layers(copied) | _named_by_conversion(network)
     activations = any(isinstance(module, QuantAct) and module.has_codes for module in copied.modules())
     found: Counter[str] = Counter()
 
@@ -119,6 +119,16 @@ def _every_product_seen() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _named_by_conversion(network: nn.Module) -> dict[str, str]:
+    """``left_float`` of a converted network, and of one that is part of another."""
+    converted = {name: module for name, module in network.named_modules() if isinstance(module, fx.GraphModule)}
+    return {
+        f"{prefix}.{name}" if prefix else name: reason
+        for prefix, module in converted.items()
+        for name, reason in module.meta.get("left_float", {}).items()
+    }
 
 
 def _has_levels(module: nn.Module) -> bool:

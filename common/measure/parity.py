@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from common.deploy.extras import need
 from common.deploy.graph import refuse_unset, trace
 from common.deploy.integer.network import integer_network
 from common.deploy.integer.thresholds import Thresholds
 from common.deploy.onnx.export import open_session
+from common.deploy.openvino import EXACT, read_model
 from common.measure.rounding_error import bounded_positions
 from common.quantizers.layers import QuantAct
 
@@ -161,69 +162,65 @@ def compare_integer(network: nn.Module, images: Tensor, expected: dict[str, Refe
     return rows
 
 
+Engine = Callable[[bytes, list[str], dict[str, Any]], list[Any]]  # (ONNX model, outputs, inputs by name) to arrays
+
+
+def onnxruntime_run(model: bytes, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
+    return open_session(model).run(outputs, inputs)
+
+
+def openvino_run(model: bytes, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
+    found = need("openvino").Core().compile_model(read_model(model), "CPU", EXACT)(inputs)
+    return [found[name] for name in outputs]
+
+
 @torch.no_grad()
-def compare_onnx(network: nn.Module, model: Any, images: Tensor, expected: dict[str, Reference]) -> list[LayerParity]:
+def compare_onnx(
+    network: nn.Module,
+    model: Any,
+    images: Tensor,
+    expected: dict[str, Reference],
+    integers: bool = False,
+    run: Engine = onnxruntime_run,
+) -> list[LayerParity]:
     """An ONNX model, every layer of it fed with the fake-quantized network's codes.
 
     Args:
         model: the ModelProto of ``onnx_model`` or of a loaded file. It is cut open at every activation quantizer: its
             output becomes an output of the model, and those who read it read a new input instead.
         expected: ``references(network, images)``.
+        integers: whether it is the integer graph, in which integers stand for levels.
     """
     source = trace(network)
     cut = type(model).FromString(model.SerializeToString())
     for node in cut.graph.node:
         node.input[:] = [f"{name}:given" if name in expected else name for name in node.input]
     helper = need("onnx").helper
+    given = {"images": images.numpy()}
     for name, reference in expected.items():
         shape = ["batch", *reference.codes.shape[1:]]
         cut.graph.input.append(helper.make_tensor_value_info(f"{name}:given", 1, shape))
         cut.graph.output.append(helper.make_tensor_value_info(name, 1, shape))
-    given = {f"{name}:given": reference.values.numpy() for name, reference in expected.items()}
-    session = open_session(cut.SerializeToString())
-    outputs = session.run(["logits", *expected], {"images": images.numpy(), **given})[1:]
+        stands = standing(act_of(source, name)) if integers else None
+        values = reference.values if stands is None else stands[reference.codes - act_of(source, name).code_range()[0]]
+        given[f"{name}:given"] = values.float().numpy()
+    outputs = run(cut.SerializeToString(), list(expected), given)
     return [
-        compare(name, act_of(source, name).codes(torch.from_numpy(out)), expected[name])
+        compare(name, _codes(act_of(source, name), torch.from_numpy(out), integers), expected[name])
         for name, out in zip(expected, outputs, strict=True)
     ]
 
 
-@torch.no_grad()
-def compare_fast(
-    network: nn.Module, images: Tensor, expected: dict[str, Reference], compiled: bool = True
-) -> list[LayerParity]:
-    """The layers of the fast path, every one of them fed with the fake-quantized network's codes.
-
-    Args:
-        network: of "ours". expected: ``references(network, images)``.
-        compiled: to int8, as they are deployed; otherwise they run in float32.
-    """
-    from common.deploy.integer.fast import (  # its import brings Inductor, which takes a second
-        compile_frozen,
-        fast_graph,
-    )
-
-    graph = cut_open(fast_graph(network), list(expected))
-    levels = {name: 2 ** act_of(network, name).bits - 1 for name in expected}
-    given = [(2 * expected[name].codes - n).float() for name, n in levels.items()]
-    inputs = [part.contiguous(memory_format=torch.channels_last) for part in (images, *given)]
-    outputs = (compile_frozen(graph, *inputs) if compiled else graph)(*inputs)
-    return [
-        compare(name, ((out + n) / 2).int(), expected[name])
-        for (name, n), out in zip(levels.items(), outputs, strict=True)
-    ]
+def standing(act: QuantAct) -> Tensor | None:
+    """The integers that stand for a quantizer's levels in the integer graph, (T + 1,); None: the levels themselves."""
+    found = act.integers()
+    return None if found is None else found[0]
 
 
-def cut_open(graph: fx.GraphModule, names: list[str]) -> fx.GraphModule:
-    """The graph cut at the layers of these names: takes images and in place of each layer's output what is given, and
-    returns a tuple of what the layers give. Changes ``graph``."""
-    layers = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
-    (images,) = (node for node in graph.graph.nodes if node.op == "placeholder")
-    with graph.graph.inserting_after(images):
-        given = [graph.graph.placeholder(f"given_{number}") for number in reversed(range(len(names)))][::-1]
-    for name, node in zip(names, given, strict=True):
-        layers[name].replace_all_uses_with(node)
-    graph.graph.output_node().args = (tuple(layers[name] for name in names),)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
+def _codes(act: QuantAct, out: Tensor, integers: bool) -> Tensor:
+    """Those of what a quantizer gave; what stands for none is a code below all others."""
+    stands, low = standing(act) if integers else None, act.code_range()[0]
+    if stands is None:
+        return act.codes(out)
+    places = torch.searchsorted(stands.float(), out.contiguous()).clamp_(max=len(stands) - 1)
+    return torch.where(stands[places] == out, places + low, low - 1).int()

@@ -49,8 +49,9 @@ def build_model(
         bitW, abitW: of weights and activations; 32 is float.
         num_classes: 10, 31 or (of others) 1000 by name if not given.
         further: the network's own, such as ``img_size`` (VGG-2) or ``quant_shortcut`` (ResNet-50); of others:
-            ``adapts`` puts a head for domain adaptation on it, which takes ``img_size`` and ``bottleneck``. And options
-            that the method has of its own.
+            ``quant_linear`` quantizes its Linear layers and convolutions without BatchNorm too; ``adapts`` puts a head
+            for domain adaptation on it, which takes ``img_size`` and ``bottleneck``. And options that the method has
+            of its own.
     Raises:
         UserError: an unknown name, method or option, or a bit-width that the method does not define.
 
@@ -78,12 +79,18 @@ def build_model(
 
 
 def _foreign(
-    name: str, scheme: Scheme, num_classes: int, adapts: bool = False, img_size: int = 224, bottleneck: bool = False
+    name: str,
+    scheme: Scheme,
+    num_classes: int,
+    adapts: bool = False,
+    img_size: int = 224,
+    bottleneck: bool = False,
+    quant_linear: bool = False,
 ) -> nn.Module:
     network = float_network(name, num_classes)
     if adapts:
-        return AdaptedNetwork(network, scheme, num_classes, img_size, bottleneck)
-    return convert(network, scheme, inplace=True)
+        return AdaptedNetwork(network, scheme, num_classes, img_size, bottleneck, quant_linear)
+    return convert(network, scheme, linear=quant_linear, all_convs=quant_linear, inplace=True)
 
 
 def class_logits(network: Any, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from io import StringIO
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from common.conversion.convert import convert
 from common.conversion.sites import crp_sites
@@ -24,16 +24,24 @@ class AdaptedNetwork(nn.Module):
     Args:
         backbone: a float classifier. img_size: the side of its images, for the dry run that finds its features' width.
         bottleneck: DSAN's: 256 features, of which it compares the domains.
+        quant_linear: quantize the backbone's Linear layers and convolutions without BatchNorm too; not the head.
     Raises:
         UserError: its logits do not come from a linear layer, or its forward cannot be traced.
     """
 
     def __init__(
-        self, backbone: nn.Module, scheme: Scheme, num_classes: int, img_size: int, bottleneck: bool = False
+        self,
+        backbone: nn.Module,
+        scheme: Scheme,
+        num_classes: int,
+        img_size: int,
+        bottleneck: bool = False,
+        quant_linear: bool = False,
     ) -> None:
         super().__init__()
-        self.feature: Any = convert(without_classifier(backbone), scheme, inplace=True)
-        width = _width(self.feature, img_size)
+        features = without_classifier(backbone)
+        width = _width(features, img_size)
+        self.feature: Any = convert(features, scheme, linear=quant_linear, all_convs=quant_linear, inplace=True)
         self.bottle = nn.Linear(width, BOTTLENECK) if bottleneck else nn.Identity()
         self.feature_width = BOTTLENECK if bottleneck else width
         self.classifier = nn.Linear(self.feature_width, num_classes)
@@ -76,8 +84,8 @@ def without_classifier(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _width(features: fx.GraphModule, img_size: int) -> int:
-    """Of the features of one image, by a dry run."""
+def _width(features: nn.Module, img_size: int) -> int:
+    """Of the float features of one image, by a dry run."""
     training = features.training
     parameter = next(iter(features.parameters()))
     try:

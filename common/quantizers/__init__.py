@@ -5,7 +5,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.flags import flags_of, read_options
-from common.quantizers import alignq, apot, bwn, dorefa, llsq, lsq, uniform
+from common.quantizers import alignq, apot, bwn, centroid, dorefa, llsq, lsq, uniform
 from common.quantizers.scheme import Method, Scheme
 
 METHODS: dict[str, Method] = {
@@ -19,6 +19,7 @@ METHODS: dict[str, Method] = {
         lsq.METHOD,
         llsq.METHOD,
         apot.METHOD,
+        centroid.METHOD,
     )
 }
 

@@ -186,11 +186,12 @@ def matched_range(bits: int) -> float:
     if bits == FLOAT_BITS:
         return 3 / math.sqrt(math.pi)
     n = 2**bits - 1
-    passed = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # Phi at the thresholds
-    levels = exact_grid(bits, 1.0).values(torch.arange(n + 1, dtype=torch.float64))
-    shares = torch.cat((passed, torch.ones(1))) - torch.cat((torch.zeros(1), passed))
-    densities = density(torch.special.ndtri(passed)) / 2
-    return float(2 / n * densities.sum() / (levels.square() * shares).sum())
+    with torch.device("cpu"):  # also where a network is built on "meta", without values
+        passed = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # Phi at the thresholds
+        levels = exact_grid(bits, 1.0).values(torch.arange(n + 1, dtype=torch.float64))
+        shares = torch.cat((passed, torch.ones(1))) - torch.cat((torch.zeros(1), passed))
+        densities = density(torch.special.ndtri(passed)) / 2
+        return float(2 / n * densities.sum() / (levels.square() * shares).sum())
 
 
 class ScaledAlignWeight(AlignWeight):

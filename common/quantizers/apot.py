@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.quantizers.alignq import deviation, is_constant, standardize, standardize_backward
 from common.quantizers.layers import QuantAct, WeightQuantizer
-from common.quantizers.learned_scale import LearnedScale
+from common.quantizers.learned_scale import LearnedScale, least_error_scale
 from common.quantizers.rounding import straight_if, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
@@ -107,7 +107,6 @@ class _Normalise(torch.autograd.Function):
 
 
 TINY = torch.finfo(torch.float32).tiny
-CANDIDATES, SAMPLE = 32, 1 << 14  # of the initial alpha: values tried, elements they are tried on
 
 
 class _APoTQuantizer(LearnedScale):
@@ -133,13 +132,7 @@ class _APoTQuantizer(LearnedScale):
         return self.bits - 1 if self.signed else self.bits
 
     def initial_scale(self, x: Tensor) -> Tensor:
-        """Of ``CANDIDATES`` even steps up to max |x|, the one with the least squared error on a sample of x."""
-        sample = widen(x).flatten()
-        peak = sample.abs().amax()
-        sample = sample[:: -(-len(sample) // SAMPLE)]
-        candidates = peak * torch.arange(1, CANDIDATES + 1, dtype=sample.dtype, device=sample.device) / CANDIDATES
-        errors = [(self._quantize(sample, alpha) - sample).square().mean() for alpha in candidates]
-        return candidates[torch.stack(errors).argmin()]
+        return least_error_scale(x, self._quantize)
 
     def _quantize(self, x: Tensor, alpha: Tensor) -> Tensor:
         return apot(x, alpha, self.magnitudes, self.midpoints, self.signed)

@@ -114,7 +114,8 @@ class QuantAct(Quantizer):
         """What, beside its class and bits, decides what it computes and is in no state."""
         return ()
 
-    def _encoding(self) -> tuple[tuple[Step, ...], Rounding, tuple[Step, ...]]:
+    def encoding(self) -> tuple[tuple[Step, ...], Rounding, tuple[Step, ...]]:
+        """The steps before the one whose values are codes, that one, and those behind it."""
         steps = self.steps()
         place = next(index for index, step in enumerate(steps) if isinstance(step, Rounding))
         rounding = steps[place]
@@ -123,7 +124,7 @@ class QuantAct(Quantizer):
 
     def position(self, x: Tensor) -> Tensor:
         """The real-valued code of x, in x's shape and type, ascending with x: rounded, it is the code."""
-        before, rounding, _ = self._encoding()
+        before, rounding, _ = self.encoding()
         for step in before:
             x = step(x)
         return rounding.position(x)
@@ -135,20 +136,20 @@ class QuantAct(Quantizer):
 
     def codes(self, values: Tensor) -> Tensor:
         """The codes, int32, of levels that it gave."""
-        for step in reversed(self._encoding()[2]):
+        for step in reversed(self.encoding()[2]):
             values = step.inverse(values)
         return values.round().to(torch.int32)
 
     def levels(self, codes: Tensor) -> Tensor:
         """The levels of codes, float64: what the float32 levels of the network are the rounded values of."""
         values = codes.double()
-        for step in self._encoding()[2]:
+        for step in self.encoding()[2]:
             values = step(values)
         return values
 
     def thresholds(self) -> tuple[Tensor, Tensor]:
         """(T,) float64, ascending: where the code passes to the next; and whether a value on it has passed."""
-        before, rounding, _ = self._encoding()
+        before, rounding, _ = self.encoding()
         values, passed = rounding.crossings(*self.code_range())
         for step in reversed(before):
             values = step.inverse(values)

@@ -1,7 +1,7 @@
 """Quantizers with a learned scale: how it begins, that it stays positive, and the evenly spaced kind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,11 @@ from torch import Tensor, distributed, nn
 
 from common.errors import UserError
 from common.quantizers.layers import QuantAct, Quantizer, WeightQuantizer
-from common.quantizers.rounding import code_range
+from common.quantizers.rounding import code_range, widen
 from common.quantizers.steps import Clip, Divide, Multiply, Round, Step
 
 BAND = 100.0  # a learned scale further than this factor from its reference has run away
+CANDIDATES, SAMPLE = 32, 1 << 14  # of the scale of least error: values tried, elements they are tried on
 NO_VALUE = (
     "a learned scale has no value yet, and evaluation gives it none: train the network or calibrate it first, or "
     "evaluate a file that was trained with this method at these bits"
@@ -134,6 +135,20 @@ def scales_from_first_batch(model: nn.Module) -> Iterator[None]:
     finally:
         for module in fresh:
             module.takes_first = False
+
+
+def least_error_scale(x: Tensor, quantize: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Of ``CANDIDATES`` even steps up to max |x|, the one with the least squared error on a sample of x.
+
+    Args:
+        quantize: x at a scale, 0-dimensional.
+    """
+    sample = widen(x).flatten()
+    peak = sample.abs().amax()
+    sample = sample[:: -(-len(sample) // SAMPLE)]
+    candidates = peak * torch.arange(1, CANDIDATES + 1, dtype=sample.dtype, device=sample.device) / CANDIDATES
+    errors = [(quantize(sample, scale) - sample).square().mean() for scale in candidates]
+    return candidates[torch.stack(errors).argmin()]
 
 
 class SteppedWeight(LearnedScale, WeightQuantizer):

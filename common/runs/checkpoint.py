@@ -202,9 +202,9 @@ def load_weights(model: nn.Module, path: Path, method: str | None = None) -> tup
     """
     content = read(path)
     found = weights_of(content, path)
-    if found.get("feature.4.weight", torch.empty(0)).ndim == 4:  # the older float layout of the VGG-2
-        found = {_remap_vgg2(key): value for key, value in found.items()}
     own = model.state_dict()
+    if _is_filter(found, "feature.4.weight") and not _is_filter(own, "feature.4.weight"):
+        found = {_remap_vgg2(key): value for key, value in found.items()}  # from the older float layout of the VGG-2
     found = {_remap_attention(key, own): value for key, value in found.items()}
     recorded = config_of(content, {"method": METHOD}, str(path)).get("method")
     same_method = method is not None and method == recorded
@@ -232,6 +232,10 @@ def load_weights(model: nn.Module, path: Path, method: str | None = None) -> tup
         ),
         content,
     )
+
+
+def _is_filter(state: Mapping[str, Tensor], key: str) -> bool:
+    return key in state and state[key].ndim == 4
 
 
 def _remap_attention(key: str, own: Mapping[str, Tensor]) -> str:

@@ -50,6 +50,7 @@ class Job:
         writes: whether this process does; the others log, record and save nothing.
         classes: names of what the network tells apart, for its checkpoints.
         split_seen: why the file that the run started from may have been trained on its test images, or "".
+        teacher: the digest of the weights that the run is distilled from, or "".
 
     Raises:
         UserError: another process holds the folder; it holds a run and neither --resume nor --reset was given; it holds
@@ -61,7 +62,7 @@ class Job:
         assert options.run.job_dir is not None, "name_files has named it"
         self.folder = Path(options.run.job_dir)
         self.checkpoints = self.folder / "checkpoint"
-        self.split_seen = ""
+        self.split_seen = self.teacher = ""
         self.classes: tuple[str, ...] = ()
         self._writers: dict[str, Any] = {}
         self._handlers: list[logging.Handler] = []
@@ -133,6 +134,7 @@ class Job:
             "options": values,
             "command": sys.argv,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            **self._teacher(),
         }
         write_whole(self.folder / "config.json", json.dumps(content, indent=1) + "\n")
         lines = [time.strftime("%Y-%m-%d-%H:%M:%S"), "", *(f"{key}: {value}" for key, value in values.items()), "", ""]
@@ -148,6 +150,10 @@ class Job:
     @property
     def best(self) -> Path:
         return self.checkpoints / "model_best.pt"
+
+    @property
+    def reestimated(self) -> Path:
+        return self.checkpoints / "model_reestimated.pt"
 
     def writer(self, split: str) -> Any:
         """The tensorboardX writer of run/train or run/test."""
@@ -195,10 +201,18 @@ class Job:
             checkpoint.save(content, self.checkpoints / f"model_{epoch + 1}.pt")
         checkpoint.save(content, self.last)
 
+    def save_reestimated(self, network: dict[str, Any], epochs: int) -> None:
+        """Write the last epoch's network with its statistics estimated anew: weights alone, nothing to resume from."""
+        about = {"config": self._plain_config(), "split_seen": self.split_seen}
+        checkpoint.save({"state_dict_t": network, "epoch": epochs, **about}, self.reestimated)
+
     def _plain_config(self) -> dict[str, Any]:
         of_network = {"num_classes": len(self.classes), "classes": self.classes}
         of_network |= {"file_digest": digest} if (digest := digest_of(self.options.quantization.model)) else {}
-        return json.loads(json.dumps({**self.options.flat(), "task": self.task.name, **of_network}))
+        return json.loads(json.dumps({**self.options.flat(), "task": self.task.name, **of_network, **self._teacher()}))
+
+    def _teacher(self) -> dict[str, str]:
+        return {"teacher": self.teacher} if self.teacher else {}
 
     def restore(self, tested: Collection[str]) -> dict[str, Any] | None:
         """The checkpoint to resume from, or None for a fresh start; the metrics of later epochs are dropped.
@@ -220,6 +234,11 @@ class Job:
             self.log(f"--resume: {path} is not there yet; starting from the beginning")
             return None
         content = read_progress(path, self.options, tested)
+        if content["config"].get("teacher", "") != self.teacher:
+            raise UserError(
+                f"--resume {path}: it was made with {_taught(content['config'].get('teacher'))}, not with "
+                f"{_taught(self.teacher)}; --source_file starts from its weights"
+            )
         own, rows = (read_metrics(folder, tested, content["epoch"]) for folder in (self.folder, path.parent.parent))
         epochs = self.options.training.num_epochs
         if content["epoch"] >= epochs and not own:
@@ -276,3 +295,8 @@ class Job:
             handler.close()
         if self._place is not None:
             self._place.close()
+
+
+def _taught(digest: object) -> str:
+    """For a message: by what a run is distilled."""
+    return f"--distill of the weights {str(digest)[:12]}" if digest else "no --distill"

@@ -13,8 +13,8 @@ from common.reading import is_whole, read_rows
 from common.runs import checkpoint
 
 SAME_RUN = (  # what a resumed run must have been made with
-    *("model", "method", "bitW", "abitW", "demo", "seed", "split_seed", "select", "train_batch_size"),
-    *("src_data", "tgt_data", "adaptation"),
+    *("model", "method", "bitW", "abitW", "quant_linear", "demo", "dataset", "img_size", "seed", "split_seed"),
+    *("select", "train_batch_size", "src_data", "tgt_data", "adaptation", "distill_weight", "distill_temperature"),
 )
 NEEDED = ("config", "state_dict_t", "optimizer_t", "random", "epoch", "best", "peaks", "pretrained")
 METRICS = "metrics.jsonl"

@@ -33,6 +33,11 @@ def check_network(options: Options) -> None:
             f"--model {options.quantization.model}: belongs to {entry.task}, whose images this program does not have; "
             f"expected a network such as {options.task.model}"
         )
+    if entry is not None and options.quantization.quant_linear:
+        raise UserError(
+            f"--quant_linear: {options.quantization.model} keeps the layers of the paper; expected a network "
+            "of others, such as --model torchvision:NAME"
+        )
     batch = options.training.train_batch_size // distributed.size()
     if entry is None or batch == 1:
         _try(options, min(batch, 2), f"--train_batch_size {options.training.train_batch_size}")
@@ -50,7 +55,7 @@ def check_last_batch(options: Options, batches: Batches) -> None:
 def _try(options: Options, batch: int, what: str) -> None:
     """One pass of the float network over images of the run's size."""
     side = options.data.side
-    network = build_model(options.quantization.model, **_arguments(options)).train(not options.run.test_only)
+    network = build_model(options.quantization.model, **network_arguments(options)).train(not options.run.test_only)
     try:
         class_logits(network, torch.zeros(batch, 3, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:  # as the layers of torch and torchvision refuse
@@ -63,16 +68,19 @@ def _try(options: Options, batch: int, what: str) -> None:
 def make_network(options: Options, num_classes: int | None = None) -> nn.Module:
     """The network of a run, freshly initialised."""
     given: dict[str, Any] = {**options.quantization.scheme, **values_of(options.own), "num_classes": num_classes}
-    return build_model(options.quantization.model, **given, **_arguments(options))
+    return build_model(options.quantization.model, **given, **network_arguments(options))
 
 
-def _arguments(options: Options) -> dict[str, Any]:
+def network_arguments(options: Options) -> dict[str, Any]:
     """Those of the network's own, such as the side of its images."""
     entry, flat = known_network(options.quantization.model), options.flat()
-    if entry is None and options.task.cross:
+    if entry is not None:
+        return {name: flat[name] for name in entry.arguments}
+    further = {"quant_linear": options.quantization.quant_linear}
+    if options.task.cross:
         bottleneck = OBJECTIVES[options.objective_name].bottleneck
-        return {"adapts": True, "img_size": options.data.side, "bottleneck": bottleneck}
-    return {name: flat[name] for name in (entry.arguments if entry is not None else ())}
+        further |= {"adapts": True, "img_size": options.data.side, "bottleneck": bottleneck}
+    return further
 
 
 def load_source(network: nn.Module, options: Options, job: Job) -> dict[str, Any] | None:

@@ -85,7 +85,12 @@ def test_flags_without_use_are_accepted_everywhere(task: Task) -> None:
         "--dataset",
         "cifar10",
     ]
-    assert len([note for note in parse(task, words).notes if "no use" in note]) == 7
+    assert len([note for note in parse(task, words).notes if "no use" in note]) == (7 if task.cross else 6)
+
+
+def test_dataset_is_a_flag_of_single_domain_programs_alone() -> None:
+    assert parse(RESNET20, ["--dataset", "cifar100"]).data.dataset == "cifar100"
+    assert "--dataset is accepted but has no use" in parse(OFFICE, ["--dataset", "office31"]).notes
 
 
 def test_defaults_come_from_the_tables_row() -> None:

@@ -40,7 +40,7 @@ def test_statistics_are_means_over_the_batches_of_what_the_quantized_convolution
     assert at(model, 1).num_batches_tracked == len(batches)
 
 
-@pytest.mark.parametrize("method", ["lsq", "llsq", "apot"])
+@pytest.mark.parametrize("method", ["lsq", "llsq", "apot", "centroid"])
 def test_steps_become_the_mean_of_their_initial_values(method: str) -> None:
     model = network(method)
     modules = dict(model.named_modules())

@@ -180,3 +180,20 @@ def test_dslr_and_webcam_are_near_and_amazon_is_far(office31_demo: Path) -> None
         means[look] = next(iter(batches))[0].mean((0, 2, 3))
     assert (means["dslr"] - means["webcam"]).norm() < 0.5 * (means["amazon"] - means["dslr"]).norm()
     assert (means["dslr"] - means["webcam"]).norm() < 0.5 * (means["amazon"] - means["webcam"]).norm()
+
+
+def test_domains_called_amazon_and_webcam_of_other_classes_are_not_taken_for_office_31(tmp_path: Path) -> None:
+    for domain in ("amazon", "webcam"):
+        for name in ("bird", "fish"):
+            folder = tmp_path / domain / name
+            folder.mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (20, 20)).save(folder / f"{number}.png")
+    source, target = office31.load_pair(tmp_path, "amazon", "webcam")
+    assert source.train.classes == target.train.classes == ("bird", "fish")
+    below = tmp_path / "office31"
+    below.mkdir()
+    for domain in ("amazon", "webcam"):
+        (tmp_path / domain).rename(below / domain)
+    with pytest.raises(UserError, match="where Office-31's amazon has 2817 of 31"):
+        office31.load_pair(tmp_path, "amazon", "webcam")

@@ -14,7 +14,8 @@ from common.errors import UserError
 from common.measure.parity import LayerParity, compare_onnx, references, total
 from common.models import build_model
 from common.quantizers import METHODS
-from common.quantizers.apot import APoTAct
+from common.quantizers.layers import QuantAct
+from common.quantizers.steps import Search
 from tests.deploy.conftest import calibrated, images
 
 onnx = pytest.importorskip("onnx", reason="the deploy extra is not installed")
@@ -36,7 +37,8 @@ def largest_size(model: nn.Module, bits: int) -> float:
     weights = sum(p.numel() for p in model.parameters() if p.ndim == 4)
     others = sum(value.numel() for value in ClassLogits(model).state_dict().values()) - weights
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    bisections = sum(act.bits for act in model.modules() if isinstance(act, APoTAct))
+    acts = [act for act in model.modules() if isinstance(act, QuantAct)]
+    bisections = sum(act.bits for act in acts if any(isinstance(step, Search) for step in act.steps()))
     return weights * (0.5 if bits <= 4 else 1) + 4 * others + 3e3 * len(convolutions) + 1e3 * bisections + 4096
 
 

@@ -10,7 +10,7 @@ from common.models import build_model
 from tests.deploy.conftest import calibrated, images
 
 
-@pytest.mark.parametrize("method", ["ours", "lsq", "apot"])
+@pytest.mark.parametrize("method", ["ours", "lsq", "apot", "centroid"])
 @torch.no_grad()
 def test_logits_are_equal_at_another_batch_size(method: str) -> None:
     model, x = calibrated("MNISTmodel_quant", 4, method), images("MNISTmodel_quant", 5)

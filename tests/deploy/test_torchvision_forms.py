@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from common.conversion.calibrate import calibrate
-from common.deploy.onnx.export import export_onnx, open_session
-from common.measure.parity import compare_fast, compare_integer, references, total
+from common.deploy.onnx.export import export_onnx, onnx_model, open_session
+from common.deploy.onnx.integer import IntegerWriter
+from common.measure.parity import compare_integer, compare_onnx, openvino_run, references, total
 from common.models import build_model
 
 SHAPE = (3, 32, 32)
@@ -30,13 +31,15 @@ def test_an_onnx_file_computes_the_function_of_the_network(name: str, tmp_path: 
 
 
 @torch.no_grad()
-def test_integers_and_int8_layers_give_its_codes_and_logits() -> None:
+def test_integers_and_bytes_give_its_codes() -> None:
     torch.manual_seed(0)
     network = calibrate(build_model("torchvision:resnet18", bitW=4, abitW=4, num_classes=5), [images()]).eval()
     expected = references(network, images())
+    int8 = onnx_model(network, SHAPE, {}, IntegerWriter)
     for rows in (
         compare_integer(network, images(), expected),
-        compare_fast(network, images(), expected, compiled=False),
+        compare_onnx(network, int8, images(), expected, integers=True),
+        compare_onnx(network, int8, images(), expected, integers=True, run=openvino_run),
     ):
         whole = total("all", rows)
         assert whole.codes > 50_000

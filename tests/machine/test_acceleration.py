@@ -41,7 +41,9 @@ def dann_step(method: str, with_crp: bool, options: AccelerationOptions, steps: 
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(("method", "with_crp"), [("ours", True), ("lsq", False), ("uniform", False)])
+@pytest.mark.parametrize(
+    ("method", "with_crp"), [("ours", True), ("lsq", False), ("uniform", False), ("centroid", False)]
+)
 def test_a_compiled_step_is_the_eager_step_and_its_graph_is_whole(
     method: str, with_crp: bool, channels_last: bool
 ) -> None:

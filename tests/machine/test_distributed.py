@@ -18,6 +18,7 @@ from torch.distributed import run as torchrun
 
 from common.adaptation.base import Pass
 from common.adaptation.dann import DANN
+from common.adaptation.distillation import Distillation
 from common.adaptation.source_only import SourceOnly
 from common.config.options import parse
 from common.config.tasks import Task
@@ -32,7 +33,7 @@ from common.engine.meters import FiniteWatch
 from common.engine.trainer import Trainer
 from common.errors import UserError
 from common.machine import distributed
-from common.models import build_model
+from common.models import build_model, class_logits
 from common.runs.cli import run_cleanly
 from tests.conftest import REPOSITORY
 
@@ -147,10 +148,14 @@ def _train_single(bits: int, steps: int) -> tuple[dict, dict]:
     return _train(RESNET20, _WideSourceOnly(network, 10), ("source",), steps)
 
 
-def _train_dann(source_only: bool, steps: int) -> tuple[dict, dict]:
+def _train_dann(source_only: bool, steps: int, taught: bool = False) -> tuple[dict, dict]:
     torch.manual_seed(0)
     network = _still(build_model("MNISTmodel_quant", bitW=4, abitW=4, img_size=28))
-    return _train(DIGITS, (_WideSourceOnly if source_only else _WideDANN)(network, 10), DOMAINS, steps)
+    objective = (_WideSourceOnly if source_only else _WideDANN)(network, 10)
+    if taught:
+        teacher = _still(build_model("MNISTmodel_quant", img_size=28).eval())
+        objective.distillation = Distillation(lambda images: class_logits(teacher, images.double()), 0.5, 2.0)
+    return _train(DIGITS, objective, DOMAINS, steps)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +165,9 @@ def _train_dann(source_only: bool, steps: int) -> tuple[dict, dict]:
         lambda: _train_single(4, 1),
         lambda: _train_dann(False, 1),
         lambda: _train_dann(True, 2),
+        lambda: _train_dann(False, 1, taught=True),
     ],
-    ids=["float, two steps", "4 bits", "two domains", "source only: a discriminator without gradient"],
+    ids=["float, two steps", "4 bits", "two domains", "source only: a discriminator without gradient", "a teacher"],
 )
 def test_two_processes_take_the_step_of_one(step: Callable[[], tuple[dict, dict]], pair: Any) -> None:
     weights, means = step()

@@ -6,6 +6,7 @@
 
 import math
 from itertools import product
+from statistics import NormalDist
 
 
 def phi_cdf(u):
@@ -119,6 +120,38 @@ def apot_activations(x, bits, scale):
     return [scale * nearest(min(max(v / scale, 0.0), 1.0), grid) for v in x]
 
 
+def normal_mean(low, high):
+    """E[z | low < Phi(z) < high] of a standard normal z."""
+    density = [0.0 if p in (0, 1) else NormalDist().pdf(NormalDist().inv_cdf(p)) for p in (low, high)]
+    return (density[0] - density[1]) / (high - low)
+
+
+def as_multiple(value, outermost, most):
+    return round(value / outermost * most) * outermost / most
+
+
+def centroid_weights(filters, bits, scale):
+    n, quantized = 2**bits - 1, []
+    outermost = normal_mean((n - 0.5) / n, 1)
+    for row in filters:
+        s = math.sqrt(mean([w * w for w in row]))
+        for w in row:
+            code = round(n * phi_cdf(w / s))
+            value = normal_mean(max(code - 0.5, 0) / n, min(code + 0.5, n) / n)
+            quantized.append(s * as_multiple(value, outermost, 127))
+    return like(filters, quantized)
+
+
+def centroid_activations(x, bits, scale):
+    n, quantized = 2**bits - 1, []
+    outermost = normal_mean(0.5 + (n - 0.5) / (2 * n), 1)
+    for v in x:
+        code = round(n * (2 * phi_cdf(max(v, 0.0) / scale) - 1))
+        value = normal_mean(0.5 + (code - 0.5) / (2 * n), 0.5 + min(code + 0.5, n) / (2 * n)) if code else 0.0
+        quantized.append(scale * as_multiple(value, outermost, 255))
+    return quantized
+
+
 WEIGHTS = {
     "ours": ours_weights,
     "uniform": uniform_weights,
@@ -128,6 +161,7 @@ WEIGHTS = {
     "lsq": step_weights,
     "llsq": step_weights,
     "apot": apot_weights,
+    "centroid": centroid_weights,
 }
 
 ACTIVATIONS = {
@@ -139,4 +173,5 @@ ACTIVATIONS = {
     "lsq": step_activations,
     "llsq": step_activations,
     "apot": apot_activations,
+    "centroid": centroid_activations,
 }

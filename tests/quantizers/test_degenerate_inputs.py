@@ -62,7 +62,7 @@ def test_activations_give_finite_outputs_and_gradients(name, case):
             assert torch.isfinite(tensor).all(), f"{bits} bits"
 
 
-@pytest.mark.parametrize("name", ["uniform", "bwn", "bwnf", "lsq", "llsq", "apot"])
+@pytest.mark.parametrize("name", ["uniform", "bwn", "bwnf", "lsq", "llsq", "apot", "centroid"])
 def test_zero_weights_stay_zero(name):
     quantizer = METHODS[name].weight(4, make_scheme(name))
     assert (quantizer(torch.zeros(2, 3, 3, 3)) == 0).all()

@@ -37,6 +37,8 @@ def test_activation_levels_stay_in_the_methods_range(name, bits, numbers):
     ranges = {"ours": (-2, 2), "uniform": (0, 2), **dict.fromkeys(("dorefa", "bwn", "bwnf"), (0, 1))}
     if name == "apot":
         ranges[name] = (0, quantizer.scale.item())
+    elif name == "centroid":
+        ranges[name] = (0, quantizer.scale.item() * quantizer.ends[1])
     elif name in ("lsq", "llsq"):
         ranges[name] = (0, quantizer.scale.item() * quantizer.high)
     low, high = ranges.get(name) or quantizer.levels(torch.tensor(quantizer.code_range())).tolist()

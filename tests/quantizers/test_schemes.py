@@ -53,7 +53,7 @@ def test_activations_are_quantized_in_the_methods_own_place_and_only_there(name)
         "in_conv": scheme.conv(3, 4, 3).input_quantizer,
     }
     quantized = [place for place, module in places.items() if isinstance(module, QuantAct)]
-    expected = {"ours": "before_relu", "lsq": "in_conv", "apot": "in_conv"}.get(name, "after_relu")
+    expected = {"ours": "before_relu", **dict.fromkeys(("lsq", "apot", "centroid"), "in_conv")}.get(name, "after_relu")
     assert quantized == [METHODS[name].placement] == [expected]
 
 
@@ -95,6 +95,7 @@ DEFINED = {
     "lsq": (range(2, 9), range(2, 9)),
     "llsq": (range(2, 9), range(2, 9)),
     "apot": (range(2, 6), range(2, 7)),
+    "centroid": (range(1, 9), range(1, 9)),
 }
 
 
@@ -153,14 +154,15 @@ def test_act_range_scales_ours_and_uniform():
         assert levels.aminmax() == (lowest, 3.0)
 
 
-def test_daq_never_enters_torch_distributions():
+@pytest.mark.parametrize("name", ["ours", "centroid"])
+def test_alignment_never_enters_torch_distributions(name):
     """Its argument checks would wait for the device in every call."""
-    conv = make_scheme("ours", bitW=4).conv(3, 4, 3)
-    act = make_scheme("ours", abitW=4).before_relu()
+    scheme = make_scheme(name, bitW=4, abitW=4)
+    network = nn.Sequential(scheme.conv(3, 4, 3), scheme.before_relu())
     entered = set()
     sys.setprofile(lambda frame, event, arg: entered.add(frame.f_globals.get("__name__", "")))
     try:
-        act(conv(torch.randn(2, 3, 8, 8))).sum().backward()
+        network(torch.rand(2, 3, 8, 8)).sum().backward()
     finally:
         sys.setprofile(None)
     assert "common.quantizers.alignq" in entered

@@ -315,7 +315,7 @@ def test_dry_run_prints_commands_ready_to_be_typed(tmp_path: Path) -> None:
         assert (tmp_path / program).resolve() == REPOSITORY / "single_domain" / "resnet20" / "main.py"
         options = parse(TASK, flags)  # the program takes them
         assert (options.training.lr, options.training.lr_decay_steps) == (0.02, [3, 5])
-        assert (options.data.demo, options.data.shift) == (True, True)
+        assert (options.data.demo, options.data.shift) == (True, "own")
         assert options.run.resume is not None
         assert options.run.job_dir.startswith(str(Path("results", "compare", "resnet20_demo")))
     ablated = [flags for flags in commands if "ste" in flags]

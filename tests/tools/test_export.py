@@ -180,8 +180,8 @@ def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said
     text = said()
     rows = rows_of(text)
     assert f"{TEST_IMAGES} demo images of test" in text
-    assert "no integer form: conv0: the integer form exists for --method ours" in text
-    assert rows.keys() == {"fake-quantized", "packed", "ONNX", "torch.export"}
+    assert "no integer form: add: adds values of which one is not quantized" in text
+    assert rows.keys() == {"fake-quantized", "packed", "ONNX", "ONNX int8", "torch.export"}
     for exact in ("packed", "torch.export"):
         assert rows[exact][1:3] == ["100.00", "0"]
     assert rows["packed"][3].startswith("0 ")
@@ -194,7 +194,7 @@ def test_a_digits_network_of_ours_has_all_forms(demo_data: Callable[[], Path], t
     words = {"model": "MNISTmodel_quant", "bitW": 4, "demo": True, "data_dir": demo_data()}
     parity(checkpoint=tmp_path / "ours.pt", src_data="mnist", tgt_data="mnistm", images=20, layer_images=2, **words)
     rows = rows_of(said())
-    assert list(rows) == ["fake-quantized", "packed", "integer", "ONNX", "torch.export"]
+    assert list(rows) == ["fake-quantized", "packed", "integer", "ONNX", "ONNX int8", "torch.export"]
     assert all(float(cells[1]) >= 99 for cells in rows.values())
     assert all(cells[5].startswith("0 of ") for cells in rows.values() if cells[5])
 
@@ -226,7 +226,7 @@ def test_a_torch_export_program_is_written_but_never_opened(trained: Path, tmp_p
         ({"checkpoint": "a.safetensors", "out": "a.safetensors"}, "already exported"),
         (
             {"checkpoint": "none.pt", "out": "a.safetensors", "format": "tflite"},
-            "--format: expected one of packed, onnx, pt2, not 'tflite'",
+            "--format: expected one of packed, onnx, onnx-int8, openvino, pt2, not 'tflite'",
         ),
         ({"checkpoint": "none.pt", "out": "a.safetensors", "bitz": 4}, "unknown flag --bitz; did you mean --bitW?"),
         ({"checkpoint": "TRAINED", "out": "a.safetensors", "bitW": "four"}, "--bitW"),

@@ -76,7 +76,7 @@ def test_a_pretrained_classifier_is_quantized_reported_and_saved(photos: Path, t
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (["--model", "resnet18"], "--model: expected torchvision:NAME, not 'resnet18'"),
+        (["--model", "resnet18"], "--model: expected torchvision:NAME, timm:NAME or FILE.py:FUNCTION, not 'resnet18'"),
         (["--bitW", "four"], "--bitW: expected bits from 1 to 32, not 'four'"),
         (["--out", "."], "--out: expected a file to write, and . is a folder"),
         (["--images", "nowhere"], "no folder|no domain nowhere"),

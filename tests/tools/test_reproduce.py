@@ -21,6 +21,7 @@ from tools.runs import disk
 from tools.runs.anchors import ANCHORS
 from tools.runs.plan import Planned
 from tools.runs.programs import programs
+from tools.runs.row_budget import SHORT
 from tools.runs.table_rows import label, select
 from tools.runs.table_runs import runs_of
 
@@ -98,6 +99,43 @@ def test_a_flag_goes_to_the_runs_that_have_it() -> None:
         assert flat["lr"] == 0.5
         assert flat.get("param") == (0.9 if task.objective == "dsan" else None)
         assert flat.get("mu") == (0.7 if task.crp else None)
+
+
+def test_a_budget_is_spent_by_its_task_alone_and_typed_flags_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "week.json").write_text('{"dann_digits": {"num_epochs": 6, "lr": 0.01}}')
+    chosen = {"task": "dann_digits,resnet20", "rows": "MNIST-MNISTM,ResNet-20", "bits": 4, "demo": True}
+    chosen |= {"budget": "week.json"}
+    found = {task.name: options for task, options in dry(**chosen, momentum=0.5)}
+    assert (found["dann_digits"].training.num_epochs, found["dann_digits"].training.lr) == (6, 0.01)
+    assert found["resnet20"].training.num_epochs == recipes.DEMO_QUANTIZED["resnet20"]["num_epochs"]
+    assert found["dann_digits"].training.momentum == 0.5
+    assert "dann_digits_demo_week" in str(found["dann_digits"].run.job_dir)
+    typed = {task.name: options for task, options in dry(**chosen, num_epochs=3)}
+    assert typed["dann_digits"].training.num_epochs == 3
+
+
+def test_the_short_budget_has_fewer_epochs_than_any_row_of_the_tables() -> None:
+    assert SHORT.keys() == recipes.TABLES.keys()
+    for name, flags in SHORT.items():
+        assert all(flags["num_epochs"] < row.flags["num_epochs"] for row in recipes.TABLES[name])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"resnet18": {}}', "'resnet18': expected flags of resnet20, resnet56"),
+        ('{"resnet20": {"mu": 1}}', "resnet20 has no flag 'mu'"),
+        ('{"resnet20": 6}', "'resnet20': expected flags of"),
+        ("6", "not a complete JSON file"),
+    ],
+)
+def test_a_wrong_budget_is_one_line(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(content)
+    assert message in refused("reproduce", "--budget", tmp_path / "b.json", "--out", tmp_path / "out")
+    assert "there is no such file; expected short" in refused("reproduce", "--budget", tmp_path / "long")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +218,14 @@ def test_the_table_is_the_readmes_with_results_and_sources(table: Table) -> None
     assert "[1] README of the APoT repository" in text
 
 
+def test_a_table_bears_its_budget_and_has_a_folder_of_its_own(table: Table) -> None:
+    (table.out / "tiny.json").write_text('{"resnet20": {"num_epochs": 1, "train_batch_size": 50}}')
+    assert table.run(budget=table.out / "tiny.json", bits=32) == 0, table.errors
+    text = (table.out / "resnet20_demo_tiny" / "table.md").read_text()
+    assert ": demo data, not the benchmark: budget tiny, 1 epoch where the paper has 300\n" in text
+    assert "budget" not in (table.jobs / "table.md").read_text()
+
+
 def test_a_finished_row_keeps_its_best_weights_alone_as_foretold(table: Table) -> None:
     files = {path.name: path for path in (table.jobs / "res20_8bit_daq_grad" / "checkpoint").iterdir()}
     assert set(files) == {"model_best.pt"}
@@ -191,6 +237,7 @@ def test_a_finished_row_keeps_its_best_weights_alone_as_foretold(table: Table) -
     (weights, momentum) = disk.network_bytes(options)
     assert weights == pytest.approx(files["model_best.pt"].stat().st_size, rel=0.1)
     assert disk.needed({planned: options}, 1) == (weights, 3 * (weights + momentum))
+    assert disk.needed({planned: options.replaced(reestimate=5)}, 1)[0] == 2 * weights, "model_reestimated.pt stays too"
     with pytest.raises(UserError, match=r"are needed and .* are free"):
         disk.check_free(table.out, 10**18)
 

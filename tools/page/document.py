@@ -67,6 +67,8 @@ def group_section(entries: Sequence[Entry], networks: dict[str, Network | None])
         "networks": {entry.title: network_of(entry, networks) for entry in entries},
         "leads": {entry.title for entry in best.values()},
         "shifted": any(entry.shifted for entry in entries),
+        "adapted": any(entry.adapted for entry in entries),
+        "adapted_clean": any(entry.adapted_clean for entry in entries),
         "several": any(len(entry.runs) > 1 for entry in entries),
         "pictures": [*accuracy_pictures(entries), *curve_pictures(entries), *relation_pictures(entries)],
         "classes": [entry for entry in entries if list(entry.per_class) == names] if names else [],
@@ -90,6 +92,7 @@ def accuracy_pictures(entries: Sequence[Entry]) -> list[Picture]:
     for title, value in (
         (label, lambda entry: entry.accuracy("best")),
         (f"corrupted {label}", lambda entry: entry.shifted),
+        (f"corrupted {label}, re-aligned", lambda entry: entry.adapted),
     ):
         series: dict[str, dict[int, tuple[float, float]]] = {entry.label: {} for entry in quantized}
         for entry in quantized:

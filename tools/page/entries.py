@@ -14,6 +14,7 @@ from tools.runs import result_tables
 WITHOUT_EFFECT = {  # flags that do not make a result another one
     *("seed", "job_dir", "source_dir", "data_dir", "tgt_data_dir", "download", "device", "gpus", "num_workers"),
     *("print_freq", "save_every", "config", "resume", "reset", "test_only", "shift", "shift_images", "eval_batch_size"),
+    *("adapt", "adapt_images", "adapt_prior"),
 }
 
 
@@ -41,6 +42,23 @@ class Entry:
         """The same on corrupted images; None: not every run was evaluated on them."""
         found = [run.summary.get("shift") for run in self.runs]
         return result_tables.mean_and_spread([float(entry["mean"]) for entry in found if entry]) if all(found) else None
+
+    @property
+    def adapted(self) -> tuple[float, float] | None:
+        """The same of the re-aligned networks."""
+        return self._of_all(lambda summary: summary["shift"]["adapted"]["mean"])
+
+    @property
+    def adapted_clean(self) -> tuple[float, float] | None:
+        """Accuracy on the test set, or the target's, of the re-aligned networks."""
+        name = "target" if self.runs[0].pair else "test"
+        return self._of_all(lambda summary: summary["adapted"][name]["prec1"])
+
+    def _of_all(self, value: Callable[[dict[str, Any]], float]) -> tuple[float, float] | None:
+        try:
+            return result_tables.mean_and_spread([float(value(run.summary)) for run in self.runs])
+        except (KeyError, TypeError, ValueError):
+            return None
 
     @property
     def effective(self) -> dict[str, Any]:
@@ -109,7 +127,8 @@ def _split(method: str, runs: Sequence[JobRecord]) -> list[Entry]:
 
 def _settings(run: JobRecord) -> dict[str, Any]:
     flags = {k: v for k, v in run.config.get("options", {}).items() if k not in WITHOUT_EFFECT}
-    flags["source_file"] = re.sub(r"seed\d+", "seed", str(flags.get("source_file")))
+    for name in ("source_file", "distill"):
+        flags[name] = re.sub(r"seed\d+", "seed", str(flags.get(name)))
     return flags
 
 

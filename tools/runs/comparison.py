@@ -3,17 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.config import recipes
 from common.config.tasks import Task
 from common.errors import UserError
 from common.quantizers import METHODS, Method
 from common.quantizers.rounding import FLOAT_BITS
-from tools.runs import result_tables
+from tools.runs import paired, result_tables
+from tools.runs.budget import Budget
 from tools.runs.main_flags import with_effect
 from tools.runs.plan import BEST, Plan, Planned
 
 FLOAT = "float"
+TAUGHT = ("--distill_weight", "--distill_temperature")  # of runs that have a teacher, which a float network has not
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {  # ablations: name -> method, further flags
     "ours-ste": ("ours", ("--grad_approx", "ste")),
 }
@@ -34,7 +37,7 @@ class Cell:
         weight_bits = None if self.source is None else method_of(self.method).reported_weight_bits
         return result_tables.result(folder / self.name, self.method, self.bits, self.source, weight_bits)
 
-    def arguments(self, folder: Path, shift: bool) -> list[str]:
+    def arguments(self, folder: Path, shift: bool, adapt: bool = False) -> list[str]:
         """Flags of main.py for what is left to do in ``folder``: training, a later evaluation, or nothing (empty)."""
         width = ["--bitW", str(self.bits), "--abitW", str(self.bits)]
         method, extra = VARIANTS.get(self.method, (self.method, ()))
@@ -43,10 +46,15 @@ class Cell:
         job = [*width, "--seed", str(self.seed), "--job_dir", str(folder / self.name)]
         summary = result_tables.read_summary(folder / self.name)
         if summary is not None:
-            return [*job, "--shift", "--test_only"] if shift and "shift" not in summary else []
+            left = (shift and "shift" not in summary) or (adapt and not _is_adapted(summary, shift))
+            return [*job, *(["--shift"] if shift else []), "--test_only"] if left else []
         if self.source is not None:
             job += ["--source_dir", str(folder), "--source_file", f"{self.source}/{BEST}"]
         return [*job, *(["--shift"] if shift else []), "--resume"]
+
+
+def _is_adapted(summary: dict[str, Any], shift: bool) -> bool:
+    return "adapted" in summary and (not shift or "adapted" in summary.get("shift", {}))
 
 
 def method_of(name: str) -> Method:
@@ -101,35 +109,48 @@ def comparison(
     demo: bool,
     passed: Mapping[str, str],
     folder: Path,
+    budget: Budget,
+    against: str | None,
 ) -> Plan:
     """The plan; arguments as of ``cells_of``.
 
     Args:
         shift: also evaluate on corrupted test images.
         passed: further flags of main.py by name, for every run.
-        folder: of the results.
+        folder: of the results. budget: of the quantized networks.
+        against: the method, or float, from which the others' differences are tabled too.
     Raises:
-        UserError: no method defines any of the widths.
+        UserError: no method defines any of the widths, or ``against`` is none of the methods.
     """
+    if against not in (None, FLOAT, *names):
+        raise UserError(f"--against {against}: expected one of {', '.join((FLOAT, *names))}, which are compared here")
     cells = cells_of(task.name, names, widths, seeds, chain)
     if len(cells) == len(seeds):
         raise UserError(f"--methods {','.join(names)} --bits {','.join(map(str, widths))}: none of them is defined")
-    common = [*(["--demo"] if demo else []), *(word for pair in passed.items() for word in pair)]
-    left = {cell: cell.arguments(folder, shift) for cell in cells}
+    left = {cell: cell.arguments(folder, shift, passed.get("--adapt", "none") != "none") for cell in cells}
+
+    def words_of(cell: Cell, flags: list[str]) -> list[str]:
+        known = [name for name in passed if cell.source is not None or name not in TAUGHT]
+        words = [*(["--demo"] if demo else []), *(word for name in known for word in (name, passed[name])), *flags]
+        if cell.source is None:
+            return words
+        teacher = folder / f"{FLOAT}_seed{cell.seed}" / BEST
+        return [*words, *budget.flags(task, words, teacher)]
 
     def collect(folder: Path) -> str | None:
         finished = [result for cell in cells if (result := cell.result(folder)) is not None]
         if not finished:
             return None
         table = result_tables.write(folder, finished, names, widths, len(seeds))
+        table += paired.write(folder, finished, names, widths, against) if against else ""
         return f"{table}\n{folder / 'results.jsonl'}, table.md, accuracy.png"
 
     return Plan(
         [
-            Planned(cell.name, task, folder, [*common, *flags] if flags else [], cell.source)
+            Planned(cell.name, task, folder, words_of(cell, flags) if flags else [], cell.source)
             for cell, flags in left.items()
         ],
-        settings={folder: {"task": task.name, "demo": demo, **with_effect(passed, [task])}},
+        settings={folder: {"task": task.name, "demo": demo, **budget.settings(), **with_effect(passed, [task])}},
         collect=collect,
         out=folder,
         each="cell",

@@ -30,13 +30,15 @@ def network_bytes(options: Options) -> tuple[int, int]:
 def needed(left: Mapping[Planned, Options], workers: int) -> tuple[int, int]:
     """(bytes kept in the end, most bytes taken at any time) by the checkpoints of the runs that are left.
 
-    A finished run keeps its best weights; one in progress has FULL_FILES files with the optimizer's momentum.
+    A finished run keeps its best weights, and with --reestimate the last epoch's too; one in progress has FULL_FILES
+    files with the optimizer's momentum.
 
     Args:
         left: by run, its options.
     """
     sizes = [network_bytes(options) for options in left.values()]
-    kept = sum(weights for weights, _ in sizes)
+    again = [options.training.reestimate > 0 for options in left.values()]
+    kept = sum(weights * (1 + twice) for (weights, _), twice in zip(sizes, again, strict=True))
     extra = sorted((FULL_FILES * (weights + momentum) - weights for weights, momentum in sizes), reverse=True)
     return kept, kept + sum(extra[:workers])
 

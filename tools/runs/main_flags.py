@@ -8,7 +8,9 @@ from common.config.tasks import Task
 from common.errors import UserError
 from common.flags import Flag
 
-WITHOUT_EFFECT = {"data_dir", "download", "device", "gpus", "num_workers", "print_freq", "save_every"}  # on a result
+WITHOUT_EFFECT = {  # on a result; what is evaluated beside it may come later
+    *("data_dir", "download", "device", "gpus", "num_workers", "print_freq", "save_every", "adapt"),
+}
 
 
 def read_as_there(flags: Mapping[str, Flag]) -> dict[str, Flag]:

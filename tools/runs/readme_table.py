@@ -48,11 +48,14 @@ def result(run: TableRun, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def markdown(task: Task, runs: Sequence[TableRun], results: dict[str, dict[str, Any]], demo: bool) -> str:
+def markdown(
+    task: Task, runs: Sequence[TableRun], results: dict[str, dict[str, Any]], demo: bool, budget: str = ""
+) -> str:
     """The table of one task.
 
     Args:
         runs: its rows, in the order of planning. results: those of finished runs by name; the others get a dash.
+        budget: for the title, what the runs spent where that is not the paper's.
     """
     single = not task.cross
     word = "demo " if demo else ""
@@ -60,7 +63,7 @@ def markdown(task: Task, runs: Sequence[TableRun], results: dict[str, dict[str, 
     columns = ["Model" if single else "Data", "Bit-width", "Pretrained Bit-width", *PARTS.values()]
     columns += [f"{what}, last epoch", f"{what}, best epoch", "published, on the real data" if demo else "published"]
     aligned = ["---", *[":---:"] * (len(columns) - 4), "---:", "---:", "---"]
-    lines = [f"# {TITLES[task.name]}{': demo data, not the benchmark' if demo else ''}", "", about(results), ""]
+    lines = [f"# {TITLES[task.name]}{': demo data, not the benchmark' if demo else ''}{budget}", "", about(results), ""]
     lines += [f"| {' | '.join(columns)} |", f"|{'|'.join(aligned)}|"]
     cited: list[Anchor] = []
     order = list(dict.fromkeys(label(run.row) for run in runs))

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 
 from common.writing import write_whole
 from tools import pictures
+from tools.runs.budget import statement
 
 COUNTED = 4096  # distinct inputs up to which common.measure.effective_bits counts them
 Result = dict[str, Any]  # a line of results.jsonl
@@ -19,20 +20,28 @@ Value = Callable[[Result], float | None]
 
 
 def read_summary(job: Path) -> dict[str, Any] | None:
-    """A job's summary.json, with the accuracies under shift that a later --test_only left in test.json; None: neither.
+    """A job's summary.json, with what a later --test_only left in test.json of shift and re-alignment; None: neither.
 
     The later ones count only if they are of the same network: its accuracy on the clean images is the summary's.
     """
     summary, test = _read(job / "summary.json"), _read(job / "test.json")
     if not summary:
         return None
-    if "shift" in test and "shift" not in summary:
+    later: dict[str, Any] = {
+        key: test[key] for key in ("shift", "adapted") if key in test and not _says(summary, test, key)
+    }
+    if later:
         try:
             same = abs(test["test"]["prec1"] - summary["best"]["test_prec1"]) < 0.1
         except (LookupError, TypeError):
             same = False
-        summary |= {"shift": test["shift"]} if same else {}
+        summary |= later if same else {}
     return summary
+
+
+def _says(summary: dict[str, Any], test: dict[str, Any], key: str) -> bool:
+    """Whether the summary has the value, and re-aligned too where the later one has it so."""
+    return key in summary and ("adapted" in summary[key] or "adapted" not in test[key])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -59,10 +68,13 @@ def result(job: Path, method: str, bits: int, source: str | None, weight_bits: i
         "last": {"epoch": summary["last"]["epoch"], "top1": summary["last"]["test_prec1"]},
         "effective": effective(summary["layers"], bits < 32, weight_bits),
         "shift": summary.get("shift"),
+        "reestimated": summary.get("reestimated"),
+        "adapted": summary.get("adapted"),
         "protocol": {
             "selected_by": summary["selected_by"],
             "epochs": summary["last"]["epoch"] + 1,
             "source": source,
+            **{name: value for name, value in summary.get("training", {}).items() if name != "epochs"},
         },
     }
 
@@ -121,8 +133,24 @@ def last(entry: Result) -> float:
     return entry["last"]["top1"]
 
 
+def reestimated(entry: Result) -> float | None:
+    return entry["reestimated"]["test"]["prec1"] if entry.get("reestimated") else None
+
+
 def shifted(entry: Result) -> float | None:
     return entry["shift"]["mean"] if entry["shift"] else None
+
+
+def adapted_clean(entry: Result) -> float | None:
+    return entry["adapted"]["test"]["prec1"] if entry.get("adapted") else None
+
+
+def adapted(entry: Result) -> float | None:
+    return _adapted(entry)["mean"] if _adapted(entry) else None
+
+
+def _adapted(entry: Result) -> dict[str, Any]:
+    return (entry["shift"] or {}).get("adapted") or {}
 
 
 def markdown(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int], seeds: int) -> str:
@@ -144,10 +172,18 @@ def markdown(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int]
         "the method does not define that width, or its run is not finished."
     )
     title = "demo data, not the CIFAR-10 benchmark" if demo else "CIFAR-10"
-    lines = [f"# {rows[0]['task']}: {title}", "", about]
+    lines = [f"# {rows[0]['task']}: {title}", "", about, "", statement(rows)]
     sections: list[tuple[str, Value]] = [("best epoch", best), ("last epoch", last)]
+    if by := {entry["reestimated"]["batches"] for entry in rows if entry.get("reestimated")}:
+        batches = " or ".join(map(str, sorted(by)))
+        sections.append((f"last epoch, statistics estimated anew from {batches} training batches", reestimated))
     if count := _corrupted_images(rows):
         sections.append((f"best epoch, mean over all corruptions of {count} test images", shifted))
+        if by := {_adapted(entry)["images"] for entry in rows if _adapted(entry)}:
+            number = " or ".join(map(str, sorted(by)))
+            sections.append((f"the same, re-aligned by {number} other images of each corruption", adapted))
+    if any(adapted_clean(entry) is not None for entry in rows):
+        sections.append(("best epoch, clean test images, re-aligned by training images", adapted_clean))
     bits = _effective(rows)
 
     def text(cells: dict[tuple[str, int], tuple[float, float, int]], key: tuple[str, int]) -> str:
@@ -199,6 +235,10 @@ def _by_corruption(rows: Sequence[Result], names: Sequence[str], widths: Sequenc
         return []
     columns = {kind: statistics(rows, partial(_mean_of, kind=kind)) for kind in kinds}
     columns = {"clean": statistics(rows, best), **columns, "all corruptions": statistics(rows, shifted)}
+    if any(map(_adapted, rows)):
+        columns["re-aligned: clean"] = statistics(rows, adapted_clean)
+        columns |= {f"re-aligned: {kind}": statistics(rows, partial(_mean_adapted, kind=kind)) for kind in kinds}
+        columns["re-aligned: all"] = statistics(rows, adapted)
     lines = ["", f"## {demo}top-1 (%), best epoch, by corruption (mean over strengths and seeds)", ""]
     lines += ["| method | bits |" + "".join(f" {kind} |" for kind in columns), "|---|---:|" + "---:|" * len(columns)]
     for key in [("float", 32), *((name, width) for width in widths for name in names)]:
@@ -212,12 +252,18 @@ def _mean_of(entry: Result, kind: str) -> float | None:
     return float(np.mean(entry["shift"][kind])) if entry["shift"] else None
 
 
+def _mean_adapted(entry: Result, kind: str) -> float | None:
+    return float(np.mean(_adapted(entry)[kind])) if _adapted(entry) else None
+
+
 def draw(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int], path: Path) -> Path:
     """Accuracy against bits, and beside it on the corrupted images where those were evaluated."""
     data = "demo data" if rows[0]["demo"] else "CIFAR-10"
     panels: list[tuple[str, Value]] = [("clean test images", best)]
     if count := _corrupted_images(rows):
         panels.append((f"{count} corrupted test images (mean)", shifted))
+    if any(map(_adapted, rows)):
+        panels.append(("the same, re-aligned", adapted))
     figure, grid = plt.subplots(1, len(panels), figsize=(1.5 + 5.5 * len(panels), 4.8), sharey=True, squeeze=False)
     for axes, (title, value) in zip(grid[0], panels, strict=True):
         cells = statistics(rows, value)

@@ -6,9 +6,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from common.deploy.alignment import Alignment
 from common.deploy.description import Description
 
 Logits = Callable[[Tensor], Tensor]  # (B, 3, H, W) float32, normalised, to (B, num_classes) on the CPU
+
+
+Read = Callable[[Path, str | None], tuple[nn.Module | Logits, Description]]
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Format:
         read: a path, and the network's name if the user typed it, to a network, or to logits where an engine of its
             own computes them, and the description; raises UserError for what is no such file. None: files of this
             format are written and never opened here.
+        read_aligned: as ``read`` for an engine of its own, with an alignment and the path of that; None: it takes none.
+        read_fast: the same, computed by OpenVINO; None: only a network that ``read`` gives can be.
         why_not: why they are not opened. engine: what computes them, where it is not torch.
     """
 
@@ -28,6 +34,8 @@ class Format:
     suffix: str
     about: str
     write: Callable[[nn.Module, Description, Path], None]
-    read: Callable[[Path, str | None], tuple[nn.Module | Logits, Description]] | None = None
+    read: Read | None = None
+    read_aligned: Callable[[Path, Alignment, Path], tuple[Logits, Description]] | None = None
+    read_fast: Read | None = None
     why_not: str = ""
     engine: str = ""

@@ -5,42 +5,44 @@ Weights are stored as codes, UINT4 up to 4 bits and UINT8 above, followed by wha
 """
 
 import copy
-import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from common.deploy.checksum import NAME, UNKNOWN, check, sealed
 from common.deploy.extras import need
 from common.deploy.graph import ClassLogits, refuse_unset
 from common.deploy.onnx.recording import PREFIX
 from common.deploy.onnx.writer import NetworkWriter
-from common.errors import UserError
 from common.reading import ordinary
 from common.writing import write_whole
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear
 IR_VERSION = 10  # that opset's
-DIGEST, UNKNOWN = "sha256", 64 * "0"  # of a file's bytes, with zeros in place of the digest itself; in its metadata
 
 
 def export_onnx(
-    network: nn.Module, path: Path | str, image_shape: tuple[int, int, int], metadata: Mapping[str, str] | None = None
+    network: nn.Module,
+    path: Path | str,
+    image_shape: tuple[int, int, int],
+    metadata: Mapping[str, str] | None = None,
+    form: type[NetworkWriter] = NetworkWriter,
 ) -> None:
     """Write a network of any method, or a float one, as ``path``: input "images" (batch, C, H, W), output "logits".
 
     Args:
         image_shape: (C, H, W) of one image; the batch is dynamic.
         metadata: stored in the file, beside a checksum of all of it.
+        form: what writes the nodes; ``IntegerWriter`` writes convolutions of bytes.
     Raises:
         UserError: onnx is not installed, learned scales were never set, or the network computes what this
             export does not know.
         onnx.checker.ValidationError: a defect of this export.
     """
-    content = onnx_model(network, image_shape, {**(metadata or {}), DIGEST: UNKNOWN}).SerializeToString()
-    write_whole(Path(path), content.replace(_entry(UNKNOWN), _entry(_sha256(content))))
+    content = onnx_model(network, image_shape, {**(metadata or {}), NAME: UNKNOWN}, form).SerializeToString()
+    write_whole(Path(path), sealed(content, _entry))
 
 
 def read_onnx(path: Path | str) -> bytes:
@@ -50,30 +52,26 @@ def read_onnx(path: Path | str) -> bytes:
         UserError: no such file, another one, or one that was damaged or changed since.
     """
     content = ordinary(Path(path), "an ONNX file").read_bytes()
-    found = re.search(re.escape(_entry(UNKNOWN)[: -len(UNKNOWN)]) + b"([0-9a-f]{64})", content)
-    if found is None:
-        raise UserError(f"{path}: not an ONNX file of this program; expected one of tools/export.py")
-    digest = found[1].decode()
-    if _sha256(content.replace(_entry(digest), _entry(UNKNOWN))) != digest:
-        raise UserError(f"{path}: damaged, its checksum does not fit its content; copy or export it again")
+    check(Path(path), "an ONNX file", content, _entry)
     return content
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _entry(digest: str) -> bytes:
     """The checksum as it stands in a file: the fields 1 and 2 of an entry of the metadata, by protobuf's rules."""
-    return b"\n%c%s\x12%c%s" % (len(DIGEST), DIGEST.encode(), len(digest), digest.encode())
+    return b"\n%c%s\x12%c%s" % (len(NAME), NAME.encode(), len(digest), digest.encode())
 
 
-def onnx_model(network: nn.Module, image_shape: tuple[int, int, int], metadata: Mapping[str, str]) -> Any:
+def onnx_model(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    metadata: Mapping[str, str],
+    form: type[NetworkWriter] = NetworkWriter,
+) -> Any:
     """The checked ModelProto of ``export_onnx``."""
     onnx = need("onnx")
     source = ClassLogits(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
     refuse_unset((name.removeprefix(PREFIX), module) for name, module in source.named_modules())
-    writer = NetworkWriter(source, image_shape)
+    writer = form(source, image_shape)
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         writer.nodes,

@@ -55,6 +55,18 @@ class Nodes:
             kind, raw = self.types.UINT4, pairs[:, 0] | pairs[:, 1] << 4
         return self._constant(name, kind, codes.shape, raw.tobytes())
 
+    def bytewise(self, name: str, value: Tensor | int, kind: str) -> str:
+        """Integers as UINT8 or INT8, which ``kind`` names."""
+        array = np.asarray(value, dtype=kind.lower())
+        return self._constant(name, getattr(self.types, kind), array.shape, array.tobytes())
+
+    def dequantize(self, stored: str, kind: str, name: str, scale: Tensor | float = 1.0) -> str:
+        """Bytes of a kind as floats times a scale, a 0-dimensional one or (filters,)."""
+        factor = self.floats(f"{name}:scale", scale)
+        zero = self.bytewise(f"{name}:zero", torch.zeros(torch.as_tensor(scale).shape), kind)
+        axis = {"axis": 0} if torch.as_tensor(scale).ndim else {}
+        return self.add("DequantizeLinear", [stored, factor, zero], name, **axis)
+
     def _constant(self, name: str, kind: int, shape: torch.Size | tuple[int, ...], raw: bytes) -> str:
         content = (kind, tuple(shape), raw)
         if content not in self.stored:

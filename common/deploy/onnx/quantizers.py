@@ -1,5 +1,6 @@
 """Quantizers in ONNX: weights as codes, activations by the steps of the method's own forward, in its order."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from common.deploy.onnx.nodes import Nodes
 from common.deploy.packed.packing import code_bits
 from common.errors import UserError
 from common.quantizers.layers import QuantAct, WeightQuantizer
-from common.quantizers.steps import Lookup, Search
+from common.quantizers.steps import Lookup, Search, Step
 
 
 @torch.no_grad()
@@ -57,7 +58,10 @@ def write_activation(nodes: Nodes, act: QuantAct, name: str, value: str) -> str:
     Raises:
         UserError: a quantizer that does not say its steps.
     """
-    steps = act.steps()
+    return write_steps(nodes, act.steps(), name, value)
+
+
+def write_steps(nodes: Nodes, steps: Sequence[Step], name: str, value: str) -> str:
     for place, step in enumerate(steps):
         output = name if place == len(steps) - 1 else f"{name}.step{place}"
         if isinstance(step, Search):

@@ -20,7 +20,9 @@ from common.quantizers.layers import QuantAct
 from common.writing import write_whole
 
 FORMAT, STATE_FORMAT, VERSION = "alignq-packed", "alignq-packed-state", 1
+ALIGNMENT_FORMAT = "alignq-alignment"
 EXPECTED = {
+    ALIGNMENT_FORMAT: "an alignment file; expected one that tools/realign.py wrote",
     FORMAT: "a packed network; expected one that tools/export.py wrote",
     STATE_FORMAT: "the packed state of a network without a name; expected one that packed.save_state wrote",
 }
@@ -47,7 +49,7 @@ def load(path: Path | str, network: str | None = None) -> tuple[nn.Module, Descr
         UserError: the file is not there, damaged, foreign or newer than this program, or safetensors is not installed.
     """
     path = Path(path)
-    text, tensors = _open(path, FORMAT)
+    text, tensors = read_tensors(path, FORMAT)
     try:
         description = Description.from_json(text).named(network)
         with torch.device("meta"):  # shapes alone: nothing is allocated before they fit
@@ -75,7 +77,7 @@ def load_into(network: nn.Module, path: Path | str) -> nn.Module:
         UserError: as ``load``, or another network than that of the file; it is then left as it was.
     """
     path = Path(path)
-    text, tensors = _open(path, STATE_FORMAT)
+    text, tensors = read_tensors(path, STATE_FORMAT)
     try:
         _same_activations(dict(json.loads(text)), _activations(network))
         check(network, tensors)
@@ -104,15 +106,24 @@ def _same_activations(found: dict[str, str], expected: dict[str, str]) -> None:
 
 
 def _write(network: nn.Module, form: str, text: str, path: Path) -> None:
+    write_tensors(tensors_of(network.eval()), form, text, path)
+
+
+def write_tensors(tensors: dict[str, Tensor], form: str, text: str, path: Path) -> None:
+    """A file that ``read_tensors`` reads, whole or not at all."""
     torch_files = need("safetensors.torch")
-    tensors = tensors_of(network.eval())
     metadata = {"format": form, "format_version": str(VERSION), "network": text, "sha256": _checksum(text, tensors)}
     write_whole(path, torch_files.save(tensors, metadata))
 
 
-def _open(path: Path, form: str) -> tuple[str, dict[str, Tensor]]:
-    """What the network is, and the tensors, of a file whose format, version and checksum are right."""
-    metadata, tensors = _read(path)
+def read_tensors(path: Path, form: str) -> tuple[str, dict[str, Tensor]]:
+    """What the network is, and the tensors, of a file whose format, version and checksum are right.
+
+    Raises:
+        UserError: it is not there, damaged, of another format or newer than this program, or safetensors is not
+            installed.
+    """
+    metadata, tensors = _read(path, EXPECTED[form].split(";")[0])
     if (found := metadata.get("format")) != form:
         what = EXPECTED[found].split(";")[0] if found in EXPECTED else "a safetensors file"
         raise UserError(f"{path}: {what}, but not {EXPECTED[form]}")
@@ -133,12 +144,10 @@ def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     safetensors = need("safetensors")
     if not path.is_file():
-        raise UserError(
-            f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}; expected a packed network"
-        )
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'there is no such file'}; expected {expected}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,0 +1,53 @@
+"""OpenVINO's own files (IR) of the integer graph: FILE.xml, and FILE.bin with the weights beside it."""
+
+import tempfile
+from pathlib import Path
+
+from torch import nn
+
+from common.deploy.checksum import NAME, UNKNOWN, check, sealed
+from common.deploy.description import Description
+from common.deploy.extras import need
+from common.deploy.formats.base import Format, Logits
+from common.deploy.onnx.export import onnx_model
+from common.deploy.onnx.integer import IntegerWriter
+from common.deploy.openvino import described, read_model
+from common.reading import ordinary
+from common.writing import write_whole
+
+WEIGHTS = ".bin"
+
+
+def write(network: nn.Module, description: Description, path: Path) -> None:
+    openvino = need("openvino")
+    metadata = {"network": description.to_json(), NAME: UNKNOWN}
+    model = read_model(onnx_model(network, description.image_shape, metadata, IntegerWriter).SerializeToString())
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / path.name
+        openvino.save_model(model, place, compress_to_fp16=False)
+        graph, weights = place.read_bytes(), place.with_suffix(WEIGHTS).read_bytes()
+    write_whole(path.with_suffix(WEIGHTS), weights)
+    write_whole(path, sealed(graph, _entry, weights))
+
+
+def read(path: Path, network: str | None = None) -> tuple[Logits, Description]:
+    need("openvino")
+    graph = ordinary(path, "an OpenVINO file").read_bytes()
+    weights = ordinary(path.with_suffix(WEIGHTS), "the weights that belong beside the .xml").read_bytes()
+    check(path, "an OpenVINO file", graph, _entry, weights)
+    return described(path, graph, weights)
+
+
+def _entry(digest: str) -> bytes:
+    return f'<{NAME} value="{digest}" />'.encode()
+
+
+OPENVINO = Format(
+    "openvino",
+    ".xml",
+    "the integer graph as OpenVINO's files",
+    write,
+    read,
+    read_fast=read,
+    engine="OpenVINO",
+)

@@ -1,0 +1,96 @@
+"""Running statistics estimated anew in one cumulative pass over a few batches, of the network as it is quantized.
+
+What keeps statistics is every BatchNorm and every quantizer that standardises by its own (``StandardisedAct``).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from common.quantizers.learned_scale import scales_from_first_batch
+from common.quantizers.standardised import StandardisedAct
+
+Norm = _BatchNorm | StandardisedAct
+Statistics = dict[Norm, list[Tensor]]  # copies of the buffers
+
+
+def norms(model: nn.Module) -> list[Norm]:
+    """The modules that keep statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm | StandardisedAct) and m.track_running_stats]
+
+
+def statistics_of(model: nn.Module) -> Statistics:
+    return {norm: [buffer.clone() for buffer in norm.buffers()] for norm in norms(model)}
+
+
+def restore_statistics(statistics: Statistics) -> None:
+    for norm, values in statistics.items():
+        for buffer, value in zip(norm.buffers(), values, strict=True):
+            buffer.copy_(value)
+
+
+def estimate_statistics(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *arguments: object,
+    forward: Callable[..., object] | None = None,
+    prior: float = 0.0,
+) -> None:
+    """Give every running mean and variance its average over the images of the batches, the old value as a prior.
+
+    Of batches with n_b images and a statistic s_b each, and the old value s_0, with N0 the prior:
+
+        s = (N0 s_0 + sum_b n_b s_b) / (N0 + sum_b n_b)
+
+    computed as it goes, each batch counting n_b / (N0 + images so far). Every batch is normalised by its own statistics
+    on its way through, as in training; all else, dropout for one, is in evaluation mode. Weights, modes and momenta
+    stay as they were, and statistics too where the pass fails or no image comes by.
+
+    Args:
+        batches: (B, C, H, W) on the model's device, B >= 2; drawn once, none is kept.
+        arguments: passed behind the images. forward: what is called with them, and calls the model; None: the model.
+        prior: N0 >= 0, how many images the old statistics count as. 0: the old ones are forgotten (with batches of one
+            size these are torch's ``momentum=None``). The mixture with the source's of Schneider et al., NeurIPS 2020,
+            arXiv 2006.16971.
+    """
+    momenta = {norm: norm.momentum for norm in norms(model)}
+    seen = dict.fromkeys(momenta, prior)
+    before = statistics_of(model)
+
+    def weigh(norm: Norm, inputs: tuple[Tensor, ...]) -> None:
+        if seen[norm] == 0:
+            norm.reset_running_stats()
+        seen[norm] += len(inputs[0])
+        norm.momentum = len(inputs[0]) / seen[norm]
+
+    hooks = [norm.register_forward_pre_hook(weigh) for norm in momenta]
+    try:
+        with on_batch_statistics(model):
+            for batch in batches:
+                (forward or model)(batch, *arguments)
+    except BaseException:
+        restore_statistics(before)
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+
+
+@contextmanager
+def on_batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Within it what keeps statistics is in training mode and all else in evaluation mode, without gradients."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for norm in norms(model):
+            norm.training = True
+        with scales_from_first_batch(model), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,247 @@
+"""Centroid quantization: the thresholds of the alignment, and for every bin the bin's own mean.
+
+The alignment of ``ours`` cuts a normal variable into bins of equal probability and puts even values in their place, so
+that the network computes with 2 Phi(x) - 1 instead of x. Here a bin gets the mean of the variable within it, the value
+of least squared error for given bins (Lloyd, 1982; Max, 1960): what is left is x, up to the rounding. With n = 2^k - 1,
+
+- weights: u = w / s, s the root mean square of the filter; code round(n Phi(u)); value s E[z | bin], z standard normal;
+- activations behind a ReLU: v = x / s, s learned; code round(n (2 Phi(v) - 1)); value s E[|z| | bin], and 0 for code 0.
+
+Values are integers times the outermost value / 127 (both signs) or / 255, so that a convolution of 8-bit integers is
+exact. At 7 and 8 bits the bins about zero are narrower than this unit: neighbours whose means round to one integer are
+one level.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.quantizers.alignq import aligned_position
+from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.learned_scale import LearnedScale, least_error_scale
+from common.quantizers.rounding import SQRT_HALF, Grid, exact_grid, unit_grid, where_kept, widen
+from common.quantizers.scheme import IN_CONV, Method, Scheme
+from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
+
+CHOSEN = 17  # entries up to which a compiler's vectors choose faster than they gather
+
+
+def thresholds(bits: int, signed: bool) -> Tensor:
+    """(n,) float64, ascending: where the code of z passes to the next, or that of |z| if not ``signed``."""
+    codes = torch.arange(2**bits - 1, dtype=torch.float64, device="cpu")  # wherever modules are being made
+    passed = (codes + 0.5) / (2**bits - 1)
+    return torch.erfinv(2 * passed - 1 if signed else passed) / SQRT_HALF
+
+
+def bin_means(bits: int, signed: bool) -> Tensor:
+    """(2^k,) float64, ascending: E[z | bin] of a standard normal z; if not ``signed`` E[|z| | bin], and 0 for code 0.
+
+    Between a and b both are (phi(a) - phi(b)) / (Phi(b) - Phi(a)).
+
+    >>> [round(mean, 4) for mean in bin_means(2, signed=True).tolist()]
+    [-1.4991, -0.4437, 0.4437, 1.4991]
+    """
+    inner = thresholds(bits, signed)
+    end = torch.full_like(inner[:1], torch.inf)
+    edges = torch.cat((-end if signed else torch.zeros_like(end), inner, end))
+    densities = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)
+    means = -densities.diff() / torch.special.ndtr(edges).diff()
+    if not signed:
+        means[0] = 0
+    return means
+
+
+def centroids(bits: int, signed: bool) -> tuple[Tensor, float]:
+    """``bin_means`` as multiples of a unit: (2^k,) integers, float64, ascending, and the unit.
+
+    >>> centroids(2, signed=True)[0].tolist(), centroids(2, signed=False)[0].tolist()
+    ([-127.0, -38.0, 38.0, 127.0], [0.0, 60.0, 137.0, 255.0])
+    """
+    means, most = bin_means(bits, signed), 127 if signed else 255
+    return (means / means[-1] * most).round(), float(means[-1]) / most
+
+
+def levels(bits: int, signed: bool) -> tuple[Tensor, Tensor]:
+    """The values that differ, ascending, and the thresholds between them; float64, for a scale of 1."""
+    integers, unit = centroids(bits, signed)
+    return integers.unique() * unit, thresholds(bits, signed)[integers.diff() > 0]
+
+
+def _table(bits: int, signed: bool) -> Tensor:
+    """(2^k + 1,) float32: the value of every code, and NaN."""
+    integers, unit = centroids(bits, signed)
+    return torch.cat((integers * unit, torch.full_like(integers[:1], torch.nan))).float()
+
+
+def _grid(bits: int, signed: bool) -> Grid:
+    return exact_grid(bits, 1.0) if signed else unit_grid(bits)
+
+
+def _look_up(u: Tensor, table: Tensor, grid: Grid) -> Tensor:
+    """The values of u by ``table``; what is below the lowest bin counts to it, and NaN has the last entry."""
+    codes = aligned_position(u, 1.0, grid).round_().clamp_min_(0)
+    if torch.compiler.is_compiling() and len(table) <= CHOSEN:
+        values = torch.where(codes.isnan(), codes, table[0])
+        for code in range(1, len(table) - 1):
+            values = torch.where(codes >= code, table[code], values)
+        return values
+    return table.index_select(0, codes.nan_to_num_(nan=len(table) - 1).flatten().int()).view_as(codes)
+
+
+def root_mean_square(w: Tensor) -> Tensor:
+    """Of each filter of w, (filters, ...): (filters, 1, ...). Nothing over- or underflows on the way."""
+    within = tuple(range(1, w.dim()))
+    peak = w.abs().amax(within, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+    return (w / peak).square_().mean(within, keepdim=True).sqrt_().mul_(peak)
+
+
+def _unit_weight(w: Tensor) -> tuple[Tensor, Tensor]:
+    scales = root_mean_square(w)
+    return w / scales.clamp_min(torch.finfo(w.dtype).tiny), scales
+
+
+class _CentroidWeight(torch.autograd.Function):
+    """Keeps the weight itself, which lives anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, table: Tensor, grid: Grid) -> Tensor:
+        ctx.save_for_backward(w, table)
+        ctx.grid = grid
+        u, scales = _unit_weight(w)
+        return _look_up(u, table, grid).mul_(scales)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        w, table = ctx.saved_tensors
+        u, _ = _unit_weight(w)
+        error = _look_up(u, table, ctx.grid).sub_(u)
+        to_scale = error.mul_(grad).mean(tuple(range(1, w.dim())), keepdim=True)
+        return u.mul_(to_scale).add_(grad), None, None
+
+
+def centroid_weight(w: Tensor, table: Tensor, grid: Grid) -> Tensor:
+    """s table[round(n Phi(w / s))], s the root mean square of each filter.
+
+    Args:
+        w: (filters, ...), float32 or float64.
+        table: (2^k + 1,), the values of z's bins and NaN, in w's type. grid: of the codes.
+    Returns:
+        Levels in w's shape. Gradient, N weights to a filter, q the value of u = w / s: straight through the rounding,
+        and through s, so g_j + u_j / N sum_i g_i (q_i - u_i). A filter of zeros stays zero and has gradient g.
+    """
+    return _CentroidWeight.apply(w, table, grid)
+
+
+class CentroidWeight(WeightQuantizer):
+    """One scale per filter."""
+
+    table: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.register_buffer("table", _table(bits, signed=True), persistent=False)
+        self.grid = _grid(bits, signed=True)
+
+    def forward(self, w: Tensor) -> Tensor:
+        return centroid_weight(w, self.table.to(w.dtype), self.grid)
+
+    def levels(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return levels(self.bits, signed=True)[0].to(dtype)
+
+    def scales(self, weight: Tensor) -> Tensor:
+        return root_mean_square(weight.detach()).flatten()
+
+
+class _CentroidActivation(torch.autograd.Function):
+    """Keeps its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, table: Tensor, grid: Grid, ends: tuple[float, float]) -> Tensor:
+        ctx.save_for_backward(x, scale, table)
+        ctx.grid, ctx.ends = grid, ends
+        return _look_up(widen(x) / scale, table * scale, grid).to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x, scale, table = ctx.saved_tensors
+        v, (low, high) = widen(x) / scale, ctx.ends
+        values = _look_up(v, table, ctx.grid)
+        slope = torch.where((v >= low) & (v <= high), values - v, values)
+        features = max(x[:1].numel(), 1)
+        gain = (ctx.grid.scale / high) ** 2 / math.sqrt(features * ctx.grid.scale)
+        return where_kept(grad, v, low, high), slope.mul_(grad).sum().mul_(gain), None, None, None
+
+
+def centroid_activation(x: Tensor, scale: Tensor, table: Tensor, grid: Grid, ends: tuple[float, float]) -> Tensor:
+    """scale table[code of x / scale].
+
+    Args:
+        x: any shape; float16 and bfloat16 are quantized in float32.
+        scale: 0-dimensional, positive. table: (2^k + 1,), the values of the codes and NaN.
+        grid: of the codes. ends: the least value and the largest, of table.
+    Returns:
+        Levels in x's shape and type. Gradients, v = x / scale and q its value: to x, 1 where v lies between the ends
+        and 0 outside; to the scale, q - v between them and q outside, summed, and times what makes it learn as LSQ's
+        step would (section 2.2): (c / end)^2 / sqrt(N c), c codes within the end, N features of a sample.
+    """
+    return _CentroidActivation.apply(x, scale, table, grid, ends)
+
+
+class CentroidAct(LearnedScale, QuantAct):
+    """For a layer's input: behind a ReLU 2^k codes from 0 on, else ``signed``, with the codes of weights.
+
+    The scale begins where the first data have the least squared error: they are no normal variable cut at zero, and a
+    scale from their moments clips too much.
+    """
+
+    table: Tensor
+
+    def __init__(self, bits: int, signed: bool = False) -> None:
+        super().__init__(bits)
+        self.signed = signed
+        self.register_buffer("table", _table(bits, signed), persistent=False)
+        self.grid, self.ends = _grid(bits, signed), (float(self.table[0]), float(self.table[-2]))
+
+    def initial_scale(self, x: Tensor) -> Tensor:
+        end = self.ends[1]
+        return least_error_scale(x, lambda sample, clipped: self._quantize(sample, clipped / end)) / end
+
+    def _quantize(self, x: Tensor, scale: Tensor) -> Tensor:
+        return centroid_activation(x, scale, self.table.to(widen(x).dtype), self.grid, self.ends)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._quantize(x, self.current_scale(x))
+
+    def steps(self) -> tuple[Step, ...]:
+        scale, (values, between) = self.settled(), levels(self.bits, self.signed)
+        return Divide(scale), Search(between, self.ends), Lookup(values), Multiply(scale)
+
+    def settings(self) -> tuple[object, ...]:
+        return ("signed",) if self.signed else ()
+
+
+def _weight(bits: int, scheme: Scheme) -> WeightQuantizer:
+    return CentroidWeight(bits)
+
+
+def _activation(bits: int, scheme: Scheme) -> QuantAct:
+    return CentroidAct(bits)
+
+
+def _unnormalised(bits: int, scheme: Scheme, positive: bool) -> QuantAct:
+    return CentroidAct(bits, signed=not positive)
+
+
+METHOD = Method(
+    name="centroid",
+    placement=IN_CONV,
+    weight_bits=range(1, 9),
+    act_bits=range(1, 9),
+    weight=_weight,
+    activation=_activation,
+    unnormalised=_unnormalised,
+)

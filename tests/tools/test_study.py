@@ -1,0 +1,172 @@
+"""Studies: what is run, from what, and that the page of results says what the runs found and nothing else."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.data.locate import REPOSITORY
+from tests.tools.entry import refused, type_in
+from tools.results import rows_of
+from tools.runs.result_page import BLOCK, block_of, fill, verdict
+from tools.runs.study import read, selections
+
+STUDIES = sorted((REPOSITORY / "docs" / "studies").glob("*.json"))
+SMALL = {
+    "title": "Two networks",
+    "data": "demo digits",
+    "budget": "an epoch",
+    "seeds": [0, 1],
+    "program": "cross_domain/dann_digits/cdf_alignment",
+    "flags": {"num_epochs": 2, "select": "last", "demo": True},
+    "runs": [
+        {"name": "float", "title": "float", "flags": {"bitW": 32, "abitW": 32}},
+        {
+            "name": "crp",
+            "title": "ours with CRP",
+            "from": "float",
+            "program": "cross_domain/dann_digits/daq_crp",
+            "flags": {"bitW": 4, "abitW": 4},
+        },
+    ],
+    "claims": [{"says": "Four bits are enough", "with": "crp", "without": "float"}],
+}
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    (tmp_path / "docs" / "studies").mkdir(parents=True)
+    write(tmp_path / "docs", SMALL)
+    return tmp_path / "docs"
+
+
+def write(docs: Path, content: Any) -> Path:
+    path = docs / "studies" / "small.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def finish(job: Path, bits: int, seed: int, accuracies: list[float]) -> None:
+    """What a run leaves behind that found these accuracies, epoch by epoch."""
+    job.mkdir(parents=True)
+    found = {"epoch": len(accuracies) - 1, "target": {"prec1": accuracies[-1]}, "source": {"prec1": 99.0}}
+    about = {"task": "dann_digits", "model": "MNISTmodel_quant", "method": "ours", "bitW": bits, "abitW": bits}
+    layers = [{"weight_levels": 16, "input_levels": None}, {"weight_levels": 16, "input_levels": 9}]
+    rest = {"seed": seed, "protocol": "training split for training", "last": found, "layers": layers, "crp": bits == 4}
+    (job / "summary.json").write_text(json.dumps({**about, **rest, "adaptation": "dann"}))
+    rows = [
+        {
+            "epoch": epoch,
+            "target": {"prec1": value, "entropy": -epoch, "im": epoch, "snd": 1.0},
+            "source": {"prec1": 99 - epoch},
+        }
+        for epoch, value in enumerate(accuracies)
+    ]
+    (job / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_studies_of_the_documents_are_commands_that_main_py_takes(path: Path, tmp_path: Path) -> None:
+    status, said, err = type_in("study", path, "--out", tmp_path / "out", "--dry_run")
+    assert status == 0, err
+    described = read(path)
+    assert len(said.splitlines()) == len(described.runs) * len(described.seeds)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_line_of_a_result_names_its_data_epochs_seed_and_a_command_of_the_repository(path: Path) -> None:
+    for row in rows_of(REPOSITORY / "docs", path.stem):
+        assert row["data"]
+        assert row["epochs"] >= 1
+        assert 0 <= row["top1"]["last"] <= 100
+        python, program, *words = shlex.split(str(row["command"]))
+        assert python == "python"
+        assert (REPOSITORY / program).exists()
+        assert words[words.index("--seed") + 1] == str(row["seed"])
+        assert not any(word.startswith("/") for word in words), "nothing of the machine that it ran on"
+
+
+def test_the_page_of_results_says_what_the_results_say() -> None:
+    assert type_in("results", "--check") == (0, "", "")
+
+
+def test_a_number_changed_by_hand_is_noticed_and_written_anew(docs: Path) -> None:
+    page = docs / "results.md"
+    page.write_text("before\n<!-- results: small -->\n<!-- end -->\nafter\n")
+    assert type_in("results", "--docs", docs)[0] == 0
+    whole = page.read_text()
+    assert whole.startswith("before\n")
+    assert whole.endswith("after\n")
+    page.write_text(whole.replace("No run", "Each run"))
+    assert "is not what docs/results says" in refused("results", "--docs", docs, "--check")
+    type_in("results", "--docs", docs)
+    assert page.read_text() == whole
+
+
+def test_a_run_starts_from_the_one_of_its_own_seed_and_a_finished_one_is_left_out(docs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    finish(out / "float_seed1", 32, 1, [40.0, 50.0])
+    status, said, err = type_in("study", docs / "studies" / "small.json", "--out", out, "--dry_run", "--lr", "0.5")
+    assert status == 0, err
+    first, second, third = map(shlex.split, said.splitlines())
+    assert [words[words.index("--job_dir") + 1] for words in (first, second, third)] == [
+        str(out / name) for name in ("float_seed0", "crp_seed0", "crp_seed1")
+    ]
+    assert "daq_crp/main.py" in third[1]
+    assert third[third.index("--source_file") + 1] == "float_seed1/checkpoint/model_best.pt"
+    assert third[third.index("--lr") + 1] == "0.5"
+
+
+def test_finished_runs_become_lines_a_table_a_picture_and_a_verdict(docs: Path, tmp_path: Path) -> None:
+    out, study = tmp_path / "out", read(docs / "studies" / "small.json")
+    for seed, (of_float, of_crp) in enumerate(((50.0, 52.0), (51.0, 53.5))):
+        finish(out / f"float_seed{seed}", 32, seed, [60.0, of_float])
+        finish(out / f"crp_seed{seed}", 4, seed, [70.0, of_crp])
+    data = ("--data_dir", tmp_path)
+    status, said, err = type_in("study", docs / "studies" / "small.json", "--out", out, *data)
+    assert status == 0, err
+    assert "4 of 4 runs" in said
+    rows = rows_of(docs, "small")
+    assert rows[1]["top1"] == {"last": 52.0, "target": 70.0, "source": 70.0, "entropy": 70.0, "im": 52.0, "snd": 70.0}
+    assert str(tmp_path) not in json.dumps(rows)
+    block = block_of(study, rows)
+    assert "| float | 32 | 2 | 50.50 ± 0.71 |" in block
+    assert "| ours with CRP | 4 | 2 | 52.75 ± 1.06 | 70.00 ± 0.00 |" in block
+    assert "Four bits are enough: 52.75 ± 1.06 against 50.50 ± 0.71, +2.25 points; 2 seeds, so no verdict" in block
+    (docs / "results.md").write_text(fill("<!-- results: small -->\n<!-- end -->", lambda _: ""))
+    assert type_in("results", "--docs", docs)[0] == 0
+    assert block in (docs / "results.md").read_text()
+    assert (docs / "results" / "small.png").stat().st_size > 1000
+    assert BLOCK.search((docs / "results.md").read_text())
+
+
+@pytest.mark.parametrize(
+    ("differences", "word"),
+    [((1.0, 1.2, 0.9), "supported"), ((-1.0, -1.2, -0.9), "contradicted"), ((1.0, -1.2, 0.9), "not told apart")],
+)
+def test_a_verdict_needs_three_seeds_and_two_standard_errors(differences: tuple[float, ...], word: str) -> None:
+    by = {("with", seed): {"top1": {"last": 50 + value}} for seed, value in enumerate(differences)}
+    by |= {("without", seed): {"top1": {"last": 50.0}} for seed in range(len(differences))}
+    assert verdict(by, "with", "without").startswith(f"{word}, ")
+    assert verdict(by, "with", "absent") == "not measured yet"
+
+
+def test_a_single_domain_is_judged_by_its_test_set() -> None:
+    rows = [{"epoch": epoch, "test": {"prec1": value}} for epoch, value in enumerate((80.0, 90.0, 85.0))]
+    assert selections(rows) == {"last": 85.0, "test": 90.0}
+
+
+def test_faults_of_a_study_are_one_line(docs: Path) -> None:
+    float_run, crp_run = SMALL["runs"]
+    for change, line in (
+        ({"runs": [{**float_run, "program": "nowhere"}]}, "program 'nowhere' of float: expected one of"),
+        ({"runs": [crp_run, float_run]}, "run 'crp' is named twice, or before what it starts from"),
+        ({"runs": [float_run, float_run]}, "run 'float' is named twice"),
+        ({"runs": [{**float_run, "flags": {"bitZ": 4}}]}, "--bitZ"),
+        ({"claims": [{"says": "x", "with": "y", "without": "float"}]}, "the claim 'x' names a run that is"),
+        ({"runs": [{"name": "float"}]}, "expected a study such as docs/studies/digits.json"),
+    ):
+        assert line in refused("study", write(docs, {**SMALL, "claims": [], **change}), "--dry_run")
+    assert "there is no such file" in refused("study", docs / "nowhere.json")
