@@ -24,8 +24,7 @@ class Bound:
     """A call as a rule of ``OPERATORS`` sees it.
 
     Attributes:
-        name: of its output, or the beginning of those of several.
-        layer, called: for messages; what the network calls may be taken apart into several operators.
+        name: of its output, or the beginning of those of several. layer, called: for messages.
         given: the arguments by name; tensors are the names of their ONNX values.
         sizes: of each tensor among the arguments, by name. results: of each output. None follows the batch.
     """
