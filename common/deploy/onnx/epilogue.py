@@ -10,10 +10,12 @@ from torch import Tensor
 from common.deploy.onnx.nodes import Nodes
 from common.deploy.onnx.quantizers import write_steps
 from common.quantizers.layers import QuantAct
+from common.quantizers.steps import Search
 
 BYTES = {"UINT8": (0, 255), "INT8": (-128, 127)}
 MOST_KNEES = 4  # an engine fuses so many of them into the convolution, and is faster with erf than with more
 MOST_POWER = 10
+MOST_COMPARED = 31  # thresholds; beyond, a search by bisection
 
 
 def byte_type(low: int, high: int) -> str | None:
@@ -44,8 +46,20 @@ def write_integers(nodes: Nodes, act: QuantAct, integers: Tensor, name: str, val
         value = nodes.chain(code, value, *_warp(thresholds, knees, low), *_rounded(low, high))
     else:
         before, rounding, _ = act.encoding()
+        if isinstance(rounding, Search) and len(thresholds) <= MOST_COMPARED:
+            return _compared(nodes, rounding.thresholds, integers, name, write_steps(nodes, before, code, value))
         value = write_steps(nodes, (*before, rounding), code, value)
     return _levels(nodes, low, integers, name, value)
+
+
+def _compared(nodes: Nodes, thresholds: Tensor, integers: Tensor, name: str, value: str) -> str:
+    """The integers by a comparison with each threshold, the last that is passed having the last word."""
+    level = nodes.floats(f"{name}:lowest", integers[0])
+    for place, threshold in enumerate(thresholds, start=1):
+        output = name if place == len(thresholds) else f"{name}.level{place}"
+        passed = nodes.add("Greater", [value, nodes.floats(f"{output}:threshold", threshold)], f"{output}.passed")
+        level = nodes.add("Where", [passed, nodes.floats(f"{output}:integer", integers[place]), level], output)
+    return level
 
 
 def _rounded(low: int, high: int) -> list[tuple[str, str, tuple[float, ...]]]:
