@@ -175,6 +175,18 @@ def rows_of(text: str) -> dict[str, list[str]]:
     return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines[1:]}
 
 
+@pytest.mark.parametrize(("format", "suffix"), [("onnx-int8", ".onnx"), ("openvino", ".xml")])
+def test_an_integer_graph_is_written_compared_and_evaluated(
+    format: str, suffix: str, trained: Path, data: Path, said: Said, tmp_path: Path
+) -> None:
+    path = tmp_path / f"model{suffix}"
+    export(checkpoint=trained, out=path, format=format)
+    assert "from the file: " in said()
+    evaluate(model=path, against=trained, fast=True, demo=True, data_dir=data)
+    differ, _, _ = said().splitlines()[-1].partition(" predictions differ")
+    assert int(differ.split(": ")[1].split()[0]) <= 1
+
+
 def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said: Said) -> None:
     parity(checkpoint=trained, data_dir=data, layer_images=2)
     text = said()
@@ -192,9 +204,17 @@ def test_a_digits_network_of_ours_has_all_forms(demo_data: Callable[[], Path], t
     state = fill_by_name(build_model("MNISTmodel_quant", bitW=4, abitW=4)).state_dict()
     torch.save({"state_dict_t": state}, tmp_path / "ours.pt")
     words = {"model": "MNISTmodel_quant", "bitW": 4, "demo": True, "data_dir": demo_data()}
-    parity(checkpoint=tmp_path / "ours.pt", src_data="mnist", tgt_data="mnistm", images=20, layer_images=2, **words)
+    parity(
+        checkpoint=tmp_path / "ours.pt",
+        src_data="mnist",
+        tgt_data="mnistm",
+        images=20,
+        layer_images=2,
+        fast=True,
+        **words,
+    )
     rows = rows_of(said())
-    assert list(rows) == ["fake-quantized", "packed", "integer", "ONNX", "ONNX int8", "torch.export"]
+    assert list(rows) == ["fake-quantized", "packed", "integer", "fast (OpenVINO)", "ONNX", "ONNX int8", "torch.export"]
     assert all(float(cells[1]) >= 99 for cells in rows.values())
     assert all(cells[5].startswith("0 of ") for cells in rows.values() if cells[5])
 
