@@ -14,13 +14,25 @@ from tests.faults.test_entries import places, spoilt
 
 MARKUP = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[31m\n{{ 7 * 7 }}$\\frac{'
 FILES = ("config.json", "summary.json", "metrics.jsonl")
-FOREIGN: dict[str, Any] = {"markup": MARKUP, "nested": [{"a": [[MARKUP]]}], "huge": 10**400, "negative": -1, "null": None}
+FOREIGN: dict[str, Any] = {
+    "markup": MARKUP,
+    "nested": [{"a": [[MARKUP]]}],
+    "huge": 10**400,
+    "negative": -1,
+    "null": None,
+}
 
 
 def cases(world: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Every entry of the first two levels of a job's files."""
     for name in FILES:
-        for path in places(json.loads((world / "job" / name).read_text().splitlines()[0] if "l" in name[-1] else (world / "job" / name).read_text())):
+        for path in places(
+            json.loads(
+                (world / "job" / name).read_text().splitlines()[0]
+                if "l" in name[-1]
+                else (world / "job" / name).read_text()
+            )
+        ):
             if len(path) <= 2:
                 yield name, path
 
