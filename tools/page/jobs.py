@@ -17,7 +17,7 @@ from tools.runs import result_tables
 
 MARKS = ("config.json", "summary.json", "metrics.jsonl")  # a folder with one of them is a job's
 UNREADABLE = (
-    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, UserError),
+    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, UserError),
     zipfile.BadZipFile,
 )
 
