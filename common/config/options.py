@@ -222,7 +222,8 @@ def _read_config(path: str, task: Task, known: Mapping[str, Flag]) -> dict[str, 
     if content.get("task") != task.name:
         raise UserError(f"{where}: made by task {shown(content.get('task'))}, this is {task.name}")
     passed = {name: value for name, value in options.items() if name not in NOT_REPEATED}
-    return read_recorded(passed, known, where)
+    recorded = read_recorded(passed, known, where)
+    return {name: value for name, value in recorded.items() if value is not None}  # which is "not given" there too
 
 
 def parse(task: Task, argv: Sequence[str] | None = None) -> Options:

@@ -126,6 +126,9 @@ KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "chunks": lambda x: torch.stack([part.sigmoid() for part in x.chunk(2, 1)], 1),
     "a slope": lambda x: F.leaky_relu(x, 0.3) - F.elu(x) * F.softplus(x) / x.clamp(min=1),
     "a token for every image": lambda x: torch.cat([torch.ones(1, 1, 32).expand(len(x), -1, -1), x.mean(1)], 1),
+    "a transposed convolution": lambda x: F.mish(
+        F.conv_transpose2d(x, torch.ones(4, 3, 2, 2), stride=2, padding=1, output_padding=1)
+    ),
     "a power": lambda x: (1 - x.pow(2)).exp().sqrt().rsqrt(),
     "a norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True),
 }

@@ -21,6 +21,23 @@ Picture = tuple[Markup, str]  # the drawing, and a line below it
 
 def render(runs: Sequence[JobRecord], every_seed: bool = False) -> str:
     """The page. A run that turns out not to be drawable gets a ``problem`` and is listed like the others."""
+    try:
+        return _page(runs, every_seed)
+    except Exception:  # of values that nobody foresaw in some run's files: which run's?
+        for run in runs:
+            if not run.problem:
+                _try_alone(run)
+        return _page(runs, every_seed)
+
+
+def _try_alone(run: JobRecord) -> None:
+    try:
+        _page([run], every_seed=False)
+    except Exception as error:
+        run.problem = f"broken: {reason(error)}"
+
+
+def _page(runs: Sequence[JobRecord], every_seed: bool) -> str:
     with svg.style():
         details = {}
         finished = [run for run in runs if not run.problem]

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.reading import parse_json, read_rows, read_text
 from tools.runs import result_tables
 
 MARKS = ("config.json", "summary.json", "metrics.jsonl")  # a folder with one of them is a job's
 UNREADABLE = (
-    *(AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, UserError),
+    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, UserError),
     zipfile.BadZipFile,
 )
 
@@ -168,14 +168,15 @@ def read(folder: Path, name: str) -> JobRecord:
     """One job. What cannot be read becomes its ``problem``, never an exception."""
     run = JobRecord(folder, name)
     try:
-        run.config = _json(folder / "config.json")
-        run.history = read_rows(folder / "metrics.jsonl", "the metrics of a run")
+        run.config = _printable(_json(folder / "config.json"))
+        run.history = _printable(read_rows(folder / "metrics.jsonl", "the metrics of a run"))
         if not (folder / "summary.json").exists():
             epochs = run.config["options"]["num_epochs"]
             run.problem = f"unfinished: {len(run.history)} of {epochs} epochs; --resume continues it"
             return run
         run.summary = _json(folder / "summary.json")
         run.summary = result_tables.read_summary(folder) or run.summary  # with what a later --test_only found
+        run.summary = _printable(run.summary)
         run.check()
     except UNREADABLE as error:
         run.problem = f"broken: {reason(error)}"
@@ -186,6 +187,15 @@ def reason(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"an entry {error} is missing"
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _printable(content: Any) -> Any:
+    """The same with every text in it as it can be shown (``one_line``)."""
+    if isinstance(content, dict):
+        return {one_line(name): _printable(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_printable(value) for value in content]
+    return one_line(content) if isinstance(content, str) else content
 
 
 def _json(path: Path) -> dict[str, Any]:
