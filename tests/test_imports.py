@@ -32,3 +32,22 @@ def test_importing_every_module_opens_nothing_and_takes_no_device() -> None:
     result = subprocess.run([sys.executable, "-B", "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[1]) > 30
+
+
+def test_whoever_imports_torchvision_behind_common_gets_one_that_works() -> None:
+    """Also where its compiled operators are of another torch: here none of them loads."""
+    program = """
+import common, torch
+def refuse(path): raise OSError(path)
+torch.ops.load_library = refuse
+from torchvision import models
+from common.vision_operators import declared
+assert declared() and models.resnet18()
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_common_alone_imports_no_torch() -> None:
+    program = "import sys, common; assert not {'torch', 'torchvision'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0

@@ -1,13 +1,13 @@
-"""Latency of the exact int8 path against float32 with folded BatchNorm, interleaved in one process, on a CPU.
+"""Latency on a CPU beside what one would pick instead, in turn in one process: float32, bf16, int8 of other tools.
 
-OMP_NUM_THREADS=2 python tools/deploy_benchmark.py --bits 8,4 --batches 1,16 --out latency.json
+OMP_NUM_THREADS=1 python tools/deploy_benchmark.py --networks resnet20,resnet50 --out speed.json --picture speed.png
 """
 
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,101 +15,129 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
-from common.deploy.graph import trace
-from common.flags import number
+from common.deploy.extras import need
+from common.flags import number, word
 from common.models import build_model
 from common.runs.annotations import Count, NewFile, one_of
 from common.runs.tool import run_tool
 from common.writing import write_whole
-from tools.arguments import OursBits
+from tools.timing.engines import float_runs, integer_run
+from tools.timing.measuring import interleave, ratios
 
 NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "resnet20": ("resnet20_quant", 32, {}),
-    "resnet50": ("resnet50_dann", 224, {"quant_shortcut": True}),
     "resnet18": ("torchvision:resnet18", 224, {"num_classes": 1000}),
+    "resnet50": ("resnet50_dann", 224, {"quant_shortcut": True}),
+    "mobilenet_v2": ("torchvision:mobilenet_v2", 224, {"num_classes": 1000}),
 }
+BATCHES = {"resnet20": (1, 128)}  # of the others 1 and 16
+FORMS = ("ours:8", "ours:4", "ours:3", "ours:2", "lsq:4", "centroid:4")
 BatchSize = Annotated[int, number(int, 1, 10**5, "a whole number of images")]
 
 
 @torch.no_grad()
-def random_network(name: str, bits: int) -> tuple[nn.Module, int]:
-    """A network with random weights and the BatchNorm statistics of random images, and its image size."""
+def random_network(name: str, method: str, bits: int) -> tuple[nn.Module, int]:
+    """A network with random weights, random scales and shifts of its BatchNorms and the statistics of random images,
+    and its image size. With the scale of zero that some BatchNorms start from, an engine would drop whole branches."""
     model_name, size, arguments = NETWORKS[name]
     torch.manual_seed(0)
-    model: Any = build_model(model_name, bitW=bits, abitW=bits, **arguments).train()
+    model: Any = build_model(model_name, method=method, bitW=bits, abitW=bits, **arguments).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
-    getattr(model, "features", model)(torch.randn(4, 3, min(size, 64), min(size, 64)))
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    features = getattr(model, "features", model)  # of a network with a discriminator, and no module
+    forward = model if isinstance(features, nn.Module) else features
+    forward(torch.randn(4, 3, min(size, 64), min(size, 64)))
     return model.eval(), size
-
-
-def float_network(name: str, image_shape: tuple[int, ...]) -> nn.Module:
-    """The float32 network with BatchNorm folded into its convolutions, compiled as the fast one is."""
-    from common.deploy.integer.fast import CompiledNetwork  # here, since it brings Inductor, which takes a second
-
-    folded = fuse(trace(random_network(name, 32)[0]))
-    return CompiledNetwork(folded, image_shape)
-
-
-def time_in_turn(runs: dict[str, Callable[[Tensor], Any]], images: Tensor, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of every run, ``repeats`` times one after another, after three rounds to warm up."""
-    milliseconds: dict[str, list[float]] = {name: [] for name in runs}
-    with torch.no_grad():
-        for index in range(repeats + 3):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run(images)
-                if index >= 3:
-                    milliseconds[name].append(1e3 * (time.perf_counter() - start))
-    return milliseconds
 
 
 def deploy_benchmark(
     *,
-    networks: tuple[Annotated[str, one_of(*NETWORKS)], ...] = ("resnet20", "resnet50"),
-    bits: tuple[OursBits, ...] = (8, 4),
-    batches: tuple[BatchSize, ...] = (1, 16),
+    networks: tuple[Annotated[str, one_of(*NETWORKS)], ...] = tuple(NETWORKS),
+    forms: tuple[Annotated[str, word], ...] = FORMS,
+    batches: tuple[BatchSize, ...] = (),
     repeats: Count = 20,
+    threads: Count = 1,
     out: NewFile | None = None,
+    picture: NewFile | None = None,
 ) -> None:
-    """Print the table of medians; ratios are medians of the ratios within a round.
+    """Print a table of medians, and how many times faster each is than the fastest float32 of its row.
+
+    Ratios are medians of the ratios within a round.
 
     Args:
-        networks: of resnet20 (32 x 32 images), resnet50 and torchvision's resnet18 (224 x 224).
-        bits: of weights and activations, commas between them.
-        batches: images at a time, commas between them.
+        networks: of resnet20 (32 x 32 images), resnet18, resnet50 and mobilenet_v2 (224 x 224).
+        forms: METHOD:BITS of weights and activations, commas between them.
+        batches: images at a time; by default 1 and 16, of resnet20 1 and 128.
         repeats: timed rounds, after three to warm up.
+        threads: of each engine.
         out: also write the figures there, as JSON.
+        picture: also draw them there, as PNG.
     """
-    from common.deploy.integer.fast import fast_network
-
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, random weights")
-    print("| network | batch | float32 (ms) | " + " | ".join(f"{k} bits (ms), times faster" for k in bits) + " |")
-    print("|---|---:|---:|" + "---:|" * len(bits))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in networks:
-        for batch in batches:
-            size = NETWORKS[name][1]
-            images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
-            runs: dict[str, Callable[[Tensor], Any]] = {"float32": float_network(name, images.shape)}
-            for k in bits:
-                runs[f"{k} bits"] = fast_network(random_network(name, k)[0], (batch, 3, size, size))
-            milliseconds = time_in_turn(runs, images, repeats)
-            base = milliseconds["float32"]
-            cells = [f"{statistics.median(base):.2f}"]
-            for key, values in list(milliseconds.items())[1:]:
-                ratio = statistics.median(a / b for a, b in zip(base, values, strict=True))
-                cells.append(f"{statistics.median(values):.2f}, {ratio:.2f}")
-                rows.append({"network": name, "batch": batch, "path": key, "times_faster": ratio, "ms": values})
-            rows.append({"network": name, "batch": batch, "path": "float32", "times_faster": 1.0, "ms": base})
-            print(f"| {name} | {batch} | " + " | ".join(cells) + " |", flush=True)
-    if out:
-        content = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, json.dumps(content))
+        for batch in batches or BATCHES.get(name, (1, 16)):
+            rows += row_of(name, batch, forms, repeats, threads)
+            print("\n".join(table(rows, name, batch)), flush=True)
+    if out is not None:
+        about = {"threads": threads, "openvino": need("openvino").__version__, "torch": torch.__version__}
+        write_whole(out, json.dumps({**about, "rows": rows}))
+    if picture is not None:
+        draw(rows, picture)
+
+
+def row_of(name: str, batch: int, forms: tuple[str, ...], repeats: int, threads: int) -> list[dict[str, Any]]:
+    """Milliseconds of every form of a network at a size of the batch."""
+    network, size = random_network(name, "ours", 32)
+    images = torch.randn(batch, 3, size, size)
+    runs: dict[str, Callable[[Tensor], Any]] = float_runs(network, images, threads)
+    for form in forms:
+        method, _, bits = form.partition(":")
+        runs[f"{method} {bits} bits"] = integer_run(random_network(name, method, int(bits))[0], images, threads)
+    steps = {key: partial(run, images) for key, run in runs.items()}
+    interleave(steps, 3, "cpu")
+    seconds = interleave(steps, repeats, "cpu")
+    best = min((key for key in seconds if key.startswith("float32")), key=lambda key: statistics.median(seconds[key]))
+    return [
+        {
+            "network": name,
+            "batch": batch,
+            "form": key,
+            "ms": 1e3 * statistics.median(values),
+            "times_faster": ratios(seconds[best], values)[0],
+        }
+        for key, values in seconds.items()
+    ]
+
+
+def table(rows: list[dict[str, Any]], name: str, batch: int) -> list[str]:
+    lines = ["", f"{name}, batch {batch}", "", "| form | ms | times faster |", "|---|---:|---:|"]
+    found = [row for row in rows if (row["network"], row["batch"]) == (name, batch)]
+    return lines + [f"| {row['form']} | {row['ms']:.2f} | {row['times_faster']:.2f} |" for row in found]
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of how many times faster than the best float32, a panel for each network and size of the batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = list(dict.fromkeys((row["network"], row["batch"]) for row in rows))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(2.6 * len(panels) + 1.5, 4), sharey=True, squeeze=False)
+    for axis, (name, batch) in zip(axes[0], panels, strict=True):
+        found = [row for row in rows if (row["network"], row["batch"]) == (name, batch)][::-1]
+        axis.barh([row["form"] for row in found], [row["times_faster"] for row in found], color="#4477aa")
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_title(f"{name}, batch {batch}", fontsize=9)
+        axis.set_xlabel("times faster", fontsize=8)
+        axis.tick_params(labelsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from common.data.locate import REPOSITORY
 from common.errors import UserError
 from common.runs.annotations import one_of
 from common.runs.tool import run_bare
+from common.vision_operators import declared
 
 INSTALL = 'python -m pip install -e ".[fetch]"'
 
@@ -115,7 +116,9 @@ def accelerator() -> list[str]:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
         raise UserError(f"torch is installed and cannot be imported ({error}); install another build of it") from None
-    lines = [f"torch {torch.__version__}, torchvision {metadata.version('torchvision')}"]
+    importlib.import_module("torchvision")
+    beside = "; not compiled for this torch, its missing operators are declared" if declared() else ""
+    lines = [f"torch {torch.__version__}, torchvision {metadata.version('torchvision')}{beside}", shipping()]
     if torch.cuda.is_available():
         kind = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
         for index in range(torch.cuda.device_count()):
@@ -127,6 +130,17 @@ def accelerator() -> list[str]:
     else:
         lines.append("CUDA: none; everything runs on the processor")
     return lines
+
+
+def shipping() -> str:
+    """The packages of the extra "deploy"."""
+    found = {}
+    for name in ("safetensors", "onnx", "onnxruntime", "openvino"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return "files to ship: " + ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from common.deploy.formats.packed import PACKED
 from common.deploy.graph import ClassLogits
 from common.deploy.integer.network import integer_network
 from common.deploy.onnx.export import onnx_model, open_session
-from common.deploy.onnx.graph import GraphWriter
 from common.deploy.onnx.integer import IntegerWriter
+from common.deploy.onnx.writer import NetworkWriter
 from common.deploy.program import exported_program
 from common.deploy.restore import restore
 from common.errors import UserError
@@ -121,7 +121,7 @@ def forms_of(
         rows = compare_onnx(network, proto, sample, expected, integers=True, run=openvino_run)
         return Form(fast_logits(network, description), rows)
 
-    def onnx(form: type[GraphWriter] = GraphWriter) -> Form:
+    def onnx(form: type[NetworkWriter] = NetworkWriter) -> Form:
         proto = onnx_model(network, description.image_shape, {}, form)
         session = open_session(proto.SerializeToString(), torch.get_num_threads())
         rows = compare_onnx(network, proto, sample, expected, integers=form is IntegerWriter)

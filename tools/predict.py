@@ -42,7 +42,7 @@ def predict(
         model: the file.
         top: how many classes.
         network: name of the network, for a checkpoint that does not record it; --bitW --abitW --method ... as well.
-        fast: compile the network to int8 layers for this CPU first (networks of ours): for many images.
+        fast: let OpenVINO compute on the CPU, a network as its integer graph: for many images.
         alignment: a file of tools/realign.py to apply.
         online: re-align as the images come: each batch of 32 moves the statistics by its own before it is classified.
         prior: of --online: the statistics so far count as so many images beside a batch.

@@ -151,8 +151,36 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def _methods_and_bits() -> str:
+    """A line per method for --help: the widths that it defines."""
+    rows = [("--method", "--bitW", "--abitW")]
+    for name, method in METHODS.items():
+        real = method.reported_weight_bits
+        weights = _widths_text(method.weight_bits) + (f" (has {real})" if real else "")
+        rows.append((name, weights, _widths_text(method.act_bits)))
+    lines = [f"  {name:<10} {weights:<16} {inputs}" for name, weights, inputs in rows]
+    return "\n".join(["methods, and the bits that they define; 32 is float:", *lines])
+
+
+def _widths_text(bits: Collection[int]) -> str:
+    """Widths as a range where they are one.
+
+    >>> _widths_text([2, 3, 4]), _widths_text([2, 4])
+    ('2 to 4', '2, 4')
+    """
+    if list(range(min(bits), max(bits) + 1)) == sorted(bits):
+        return f"{min(bits)} to {max(bits)}"
+    return ", ".join(map(str, sorted(bits)))
+
+
 def _parser(task: Task, flags: Collection[Flag]) -> _Parser:
-    parser = _Parser(description=f"{task.name}: {task.model}", allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(
+        description=f"{task.name}: {task.model}",
+        epilog=_methods_and_bits(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     for flag in flags:
         settings: dict[str, Any] = {"type": str if flag.read_all else flag.take}
         if flag.choices:

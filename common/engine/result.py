@@ -8,6 +8,7 @@ import numpy as np
 from common.adaptation import Objective
 from common.data.kinds import RunData
 from common.data.kinds.cifar10 import NONE
+from common.engine.ending import lines_of
 from common.engine.evaluation import evaluate
 from common.engine.realignment import evaluate_realigned
 from common.engine.reestimation import reestimated
@@ -29,9 +30,10 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
     levels = effective_bits.measure(network, images)
     relations = relation_error.measure(network, images)
     for line in effective_bits.summary_lines(levels) if options.quantization.bits != 32 else []:
-        job.log(line)
+        job.detail(line)
     covered = coverage(network, images[:1])
-    for line in [covered.line(), *(covered.lines() if options.run.float_names else [])]:
+    job.detail(covered.line())
+    for line in covered.lines() if options.run.float_names else []:
         job.log(line)
     last = job.history()[-1]
     confusions = {"last": evaluate(objective, data, tested, job, log=False)[1]}
@@ -50,7 +52,7 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
         "demo": options.data.demo,
         "protocol": data.protocol,
         "selected_by": options.data.select,
-        **(_of_two_domains if options.task.cross else _of_one_domain)(objective, data, job, best, last),
+        **(_of_two_domains if options.task.cross else _of_one_domain)(objective, job, best, last),
         **anew,
         "training": {
             "epochs": options.training.num_epochs,
@@ -69,38 +71,27 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
     job.write_json("summary.json", summary)
     if options.task.cross:
         _draw(objective, data, job, confusions)
+    for line in (ending := lines_of(options, summary, levels, covered, job.best)):
+        job.detail(line)
+    print("\n".join(["", *ending]), flush=True)
     return summary
 
 
-def _of_one_domain(
-    objective: Objective, data: RunData, job: Job, best: dict[str, Any], last: dict[str, Any]
-) -> dict[str, Any]:
+def _of_one_domain(objective: Objective, job: Job, best: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     options = job.options
-    job.log(f"Best @prec1: {best['judged']:.3f} @prec5: {best['test']['prec5']:.3f}")
-    job.log(
-        f"{options.demo}test top-1: {best['test']['prec1']:.3f} at epoch {best['epoch']} (selected by "
-        f"{options.data.select}), {last['test']['prec1']:.3f} at the last epoch"
-    )
+    job.detail(f"Best @prec1: {best['judged']:.3f} @prec5: {best['test']['prec5']:.3f}")
     return {
         "best": {"epoch": best["epoch"], "test_prec1": best["test"]["prec1"]},
         "last": {"epoch": options.training.num_epochs - 1, "test_prec1": last["test"]["prec1"]},
     }
 
 
-def _of_two_domains(
-    objective: Objective, data: RunData, job: Job, best: dict[str, Any], last: dict[str, Any]
-) -> dict[str, Any]:
+def _of_two_domains(objective: Objective, job: Job, best: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     options = job.options
     assert options.pair is not None
     for domain in ("target", "source"):
         found = best[domain]
-        job.log(f"Best @prec1: {found['prec1']:.3f} @prec5: {found['prec5']:.3f} [{domain.capitalize()} class]")
-    reads = ", which reads target labels" if options.data.select == "target" else ""
-    job.log(
-        f"{options.demo}{options.pair[0]} -> {options.pair[1]}, target test top-1: {best['target']['prec1']:.3f} at "
-        f"epoch {best['epoch']} (selected by {options.data.select}{reads}), {last['target']['prec1']:.3f} at the last "
-        f"epoch; protocol: {data.protocol}"
-    )
+        job.detail(f"Best @prec1: {found['prec1']:.3f} @prec5: {found['prec5']:.3f} [{domain.capitalize()} class]")
     return {
         "crp": objective.crp is not None and objective.crp.weight > 0,
         "pair": list(options.pair),
@@ -127,7 +118,7 @@ def _draw(objective: Objective, data: RunData, job: Job, confusions: dict[str, A
     feature_map.draw(pictures, job.folder / "features.png", title)
     titles = {f"{options.demo}{target}, {when} epoch": counts.tolist() for when, counts in confusions.items()}
     feature_map.draw_confusions(titles, data.classes, job.folder / "confusion.png")
-    job.log(f"pictures: {job.folder / 'features.png'}, {job.folder / 'confusion.png'}")
+    job.detail(f"pictures: {job.folder / 'features.png'}, {job.folder / 'confusion.png'}")
 
 
 def _further(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:

@@ -56,6 +56,13 @@ class Coverage:
             f"; float: {'; '.join([*shown, others] if others else shown) or 'nothing'}"
         )
 
+    def shares(self) -> str:
+        """Of multiplications and, since a float parameter has four bytes, of the float network's bytes."""
+        return (
+            f"{_share(self.quantized_multiplications, max(self.multiplications, 1))} of the multiplications, "
+            f"{_share(self.quantized_parameters, max(self.parameters, 1))} of the float network's bytes"
+        )
+
     def lines(self) -> list[str]:
         """Every name, a line each, with its reason."""
         return [f"left float: {name}: {reason}" for name, reason in self.left_float.items()]

@@ -28,11 +28,15 @@ from common.runs.progress import METRICS, read_metrics, read_progress
 from common.writing import write_whole
 
 LOG = "logger.log"
+DETAIL = logging.INFO - 5  # level of what is for the file alone
 FEATURES_BEFORE = "features_before.npz"
 
 
 class _BarAwareHandler(logging.StreamHandler):
-    """Writes above a progress bar instead of through it."""
+    """Writes above a progress bar instead of through it, and leaves details to the file."""
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        return super().filter(record) if record.levelno > DETAIL else False
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
@@ -45,7 +49,7 @@ class Job:
     logs until then is on stderr alone.
 
     Attributes:
-        folder: job_dir. log: writes a line to logger.log and stderr.
+        folder: job_dir.
         writers: tensorboardX writers by "train" and "test", made at first use.
         writes: whether this process does; the others log, record and save nothing.
         classes: names of what the network tells apart, for its checkpoints.
@@ -94,7 +98,7 @@ class Job:
 
     def _log_to_file(self) -> None:
         """From ``begin`` on; what is logged before waits for it."""
-        self.logger.setLevel(logging.INFO)
+        self.logger.setLevel(DETAIL)
         self.logger.propagate = False
         layout = logging.Formatter("%(asctime)s | %(message)s", "%m/%d %I:%M:%S %p")
         if os.path.lexists(self.folder / LOG):
@@ -141,7 +145,12 @@ class Job:
         write_whole(self.folder / "config.txt", "\n".join(lines))
 
     def log(self, message: str) -> None:
+        """Write a line to logger.log and stderr."""
         self.logger.info(message)
+
+    def detail(self, message: str) -> None:
+        """Write a line to logger.log alone."""
+        self.logger.log(DETAIL, message)
 
     @property
     def last(self) -> Path:

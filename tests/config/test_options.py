@@ -211,6 +211,17 @@ def test_wrong_flags_get_one_clear_line(words: list[str], message: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_help_lists_the_methods_with_the_bits_that_they_define(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse(RESNET20, ["--help"])
+    rows = [line.split() for line in capsys.readouterr().out.split("32 is float:")[1].splitlines()[2:]]
+    assert [row[0] for row in rows] == list(METHODS)
+    for name, row in zip(METHODS, rows, strict=True):
+        method = METHODS[name]
+        assert row[1:4] == f"{min(method.weight_bits)} to {max(method.weight_bits)}".split()
+        assert row[-3:] == f"{min(method.act_bits)} to {max(method.act_bits)}".split()
+
+
 def test_config_of_another_task_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"task": "resnet56", "options": {}}))

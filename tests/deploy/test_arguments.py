@@ -14,15 +14,14 @@ from common.conversion import quantize_model
 from common.conversion.calibrate import calibrate
 from common.deploy import packed
 from common.deploy.graph import trace
-from common.deploy.integer.fast import fast_graph
-from common.deploy.integer.fast_layers import Int8Layer
 from common.deploy.integer.network import integer_network
 from common.deploy.onnx.export import onnx_model, open_session
+from common.deploy.onnx.integer import IntegerWriter
+from common.deploy.onnx.writer import NetworkWriter
 from common.deploy.program import exported_program
 from common.errors import UserError
 from common.measure.parity import quantized_values, references
 from common.measure.rounding_error import bounded_positions
-from common.quantizers import make_scheme
 from common.quantizers.layers import QuantAct
 
 SIDE = 13
@@ -182,15 +181,15 @@ def network(name: str, bits: int, abits: int) -> tuple[nn.Module, Tensor]:
     return calibrate(model, [x]).eval(), x[:2]
 
 
-def onnx(model: nn.Module, x: Tensor) -> Tensor:
-    session = open_session(onnx_model(model, tuple(x.shape[1:]), {}).SerializeToString(), threads=1)
+def onnx(model: nn.Module, x: Tensor, form: type[NetworkWriter] = NetworkWriter) -> Tensor:
+    session = open_session(onnx_model(model, tuple(x.shape[1:]), {}, form).SerializeToString(), threads=1)
     return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
 
 FORMS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "ONNX": onnx,
     "integer": lambda model, x: integer_network(model)(x),
-    "fast": lambda model, x: fast_graph(model)(x),
+    "ONNX int8": lambda model, x: onnx(model, x, IntegerWriter),
     "torch.export": lambda model, x: exported_program(model, tuple(x.shape[1:])).module()(x),
 }
 
@@ -241,7 +240,8 @@ KNOWN_INTEGER = (
     ("form", "name"),
     [
         *(("ONNX", name) for name in KNOWN_ONNX),
-        *((form, name) for form in ("integer", "fast") for name in KNOWN_INTEGER),
+        *(("integer", name) for name in KNOWN_INTEGER),
+        *(("ONNX int8", name) for name in (*KNOWN_ONNX, *KNOWN_INTEGER)),
     ],
 )
 @torch.no_grad()
@@ -279,17 +279,6 @@ def test_the_packed_state_computes_the_network(name: str, tmp_path: Path) -> Non
     packed.save_state(model, tmp_path / "state.safetensors")
     other, _ = network(name, 4, 4)
     assert torch.equal(packed.load_into(other, tmp_path / "state.safetensors")(x), model(x))
-
-
-@torch.no_grad()
-def test_a_padded_1x1_convolution_at_8_bits_keeps_its_border_on_the_fast_path() -> None:
-    torch.manual_seed(0)
-    model = quantize_model(nn.Sequential(nn.Conv2d(4, 4, 1, padding=1), nn.BatchNorm2d(4)), "ours", 8, 8)
-    conv: Any = model.get_submodule("0")
-    act: Any = make_scheme("ours", abitW=8).before_relu()
-    layer, x = Int8Layer(conv, torch.ones(4), torch.zeros(4), 255, act), torch.randint(0, 256, (2, 4, 5, 5))
-    expected = 255 * F.conv2d(x.double(), conv.weight_quantizer(conv.weight).double(), None, 1, 1)
-    torch.testing.assert_close(layer.pre_activation(x.to(torch.uint8)).double(), expected, atol=1e-2, rtol=1e-6)
 
 
 def test_sums_of_a_pooling_beyond_32_bits_are_refused() -> None:

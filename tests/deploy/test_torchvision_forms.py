@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from common.conversion.calibrate import calibrate
-from common.deploy.onnx.export import export_onnx, open_session
-from common.errors import UserError
-from common.measure.parity import compare_fast, compare_integer, references, total
+from common.deploy.onnx.export import export_onnx, onnx_model, open_session
+from common.deploy.onnx.integer import IntegerWriter
+from common.measure.parity import compare_integer, compare_onnx, openvino_run, references, total
 from common.models import build_model
 
 SHAPE = (3, 32, 32)
@@ -31,22 +31,17 @@ def test_an_onnx_file_computes_the_function_of_the_network(name: str, tmp_path: 
 
 
 @torch.no_grad()
-def test_integers_and_int8_layers_give_its_codes_and_logits() -> None:
+def test_integers_and_bytes_give_its_codes() -> None:
     torch.manual_seed(0)
     network = calibrate(build_model("torchvision:resnet18", bitW=4, abitW=4, num_classes=5), [images()]).eval()
     expected = references(network, images())
+    int8 = onnx_model(network, SHAPE, {}, IntegerWriter)
     for rows in (
         compare_integer(network, images(), expected),
-        compare_fast(network, images(), expected, compiled=False),
+        compare_onnx(network, int8, images(), expected, integers=True),
+        compare_onnx(network, int8, images(), expected, integers=True, run=openvino_run),
     ):
         whole = total("all", rows)
         assert whole.codes > 50_000
         assert whole.different <= 1e-4 * whole.codes
         assert whole.unexplained == 0
-
-
-def test_a_layer_that_is_not_known_is_named(tmp_path: Path) -> None:
-    network = build_model("torchvision:shufflenet_v2_x0_5", bitW=4, abitW=4, num_classes=5)
-    with pytest.raises(UserError, match="size: the ONNX export does not know"):
-        export_onnx(network, tmp_path / "network.onnx", SHAPE)
-    assert not list(tmp_path.iterdir())

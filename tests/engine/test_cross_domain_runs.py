@@ -90,8 +90,8 @@ def test_a_run_leaves_metrics_for_both_domains_and_pictures(job: list[str]) -> N
     result_of = summary(folder)
     assert torch.tensor(result_of["confusion"]["last"]).sum() == 1080
     assert set(result_of["per_class"]["best"]) == set("0123456789")
-    assert "demo mnist -> mnistm" in result.stderr
-    assert "which reads target labels" in result.stderr
+    assert "demo mnist -> mnistm" in result.stdout
+    assert "which reads target labels" in result.stdout
     for picture in ("features.png", "confusion.png"):
         assert (folder / picture).stat().st_size > 10_000
 

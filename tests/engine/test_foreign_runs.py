@@ -200,13 +200,17 @@ def test_quant_linear_quantizes_every_layer_and_files_rebuild_it(
     assert lab.checkpoint(job="job1")["config"]["quant_linear"] is True
     network, description, _ = restore(checkpoint, model=model)
     x = torch.randn(2, *description.image_shape)
+    engines = {"packed": "torch", "onnx": "onnxruntime"}
     for name in ("net.safetensors", "net.onnx"):
         form = "onnx" if name.endswith("onnx") else "packed"
         status, out, errors = type_in(
             *("export", "--checkpoint", checkpoint, "--out", tmp_path / name, "--format", form, "--model", model)
         )
         assert status == 0, errors
-        assert out.splitlines()[-1].startswith("quantized: ")
+        assert [line.split(": ")[0] for line in out.splitlines()[1:3]] == [
+            "quantized",
+            f"{engines[form]} from the file",
+        ]
         found = open_file(tmp_path / name, model=model)
         assert found.description.arguments["quant_linear"] is True
         with torch.no_grad():

@@ -184,7 +184,7 @@ def test_domains_called_as_those_of_office31_are_just_names_elsewhere(
     rows = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
     judged = [row["target"]["im"] for row in rows]
     assert summary(tmp_path / "job")["best"]["epoch"] == judged.index(max(judged))
-    assert "selected by im)" in result.stderr, "and reads no labels"
+    assert "selected by im)" in result.stdout, "and reads no labels"
     (tmp_path / "mine").rename(tmp_path / "office31")
     line = refusal(
         "cross_domain/dann_office/cdf_alignment", *words, "--data_dir", tmp_path, "--job_dir", tmp_path / "b"

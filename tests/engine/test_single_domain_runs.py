@@ -231,6 +231,24 @@ def test_test_only_reproduces_the_best_epochs_accuracy_and_changes_no_file(job: 
     assert before == {p: p.stat().st_mtime_ns for p in (folder_of(job) / "checkpoint").iterdir()}
 
 
+def test_a_run_ends_with_its_result_and_leaves_the_layers_to_the_log(job: list[str]) -> None:
+    result = run(RESNET20, *job, "--num_epochs", 1, "--pretrained", "no", "--bitW", 4, "--adapt", "bn")
+    assert result.returncode == 0, result.stderr
+    names = ["bits", "quantized", "accuracy", "file", "next"]
+    ending = result.stdout.splitlines()[-len(names) :]
+    assert [line.split()[0] for line in ending] == names
+    summary = json.loads((folder_of(job) / "summary.json").read_text())
+    adapted = summary["adapted"]["test"]["prec1"]
+    assert f"demo test top-1: {summary['best']['test_prec1']:.3f} at epoch 0" in ending[2]
+    assert f"re-aligned: {adapted:.3f}" in ending[2]
+    assert re.match(r"bits +weights 4, effective 3\.\d to 4\.0; activations 4, effective ", ending[0])
+    assert Path(ending[3].split()[1]) == folder_of(job) / "checkpoint" / "model_best.pt"
+    log = (folder_of(job) / "logger.log").read_text()
+    assert all(f"levels of {layer['layer']}: " in log for layer in summary["layers"])
+    assert "levels of" not in result.stdout + result.stderr
+    assert all(line in log for line in ending)
+
+
 def test_save_every_keeps_numbered_checkpoints(job: list[str]) -> None:
     assert run(RESNET20, *job, "--pretrained", "no", "--bitW", 4, "--save_every", 1).returncode == 0
     names = {path.name for path in (folder_of(job) / "checkpoint").iterdir()}

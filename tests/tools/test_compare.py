@@ -234,6 +234,15 @@ def test_the_table_has_mean_deviation_seeds_and_effective_bits() -> None:
     assert "demo" not in result_tables.markdown(synthetic(ACCURACIES, demo=False), ["ours"], [4], seeds=3)
 
 
+@pytest.mark.parametrize(("ahead", "said"), [(0.9, False), (1.1, True)])
+def test_a_float_network_that_its_quantized_ones_leave_behind_is_no_reference(ahead: float, said: bool) -> None:
+    rows = synthetic({("float", 32): [60.0, 62.0], ("ours", 4): [61.0 + ahead] * 2, ("lsq", 2): [50.0, 70.0]})
+    table = result_tables.markdown(rows, ["ours", "lsq"], [4, 2], seeds=2)
+    assert (f"trained too little to be a reference: ours at 4 bits is {ahead:.2f} points ahead" in table) == said
+    alone = [entry for entry in rows if entry["method"] != "float"]
+    assert "too little" not in result_tables.markdown(alone, ["ours", "lsq"], [4, 2], seeds=2)
+
+
 def test_effective_bits_leave_out_the_image_and_bound_what_was_not_counted(tmp_path: Path) -> None:
     layers = [(4, 700), (16, 8), (4, None)]
     summary = {

@@ -18,6 +18,7 @@ from common.data.demo import cifar10 as demo_cifar10
 from common.data.demo.folder import build_once
 from common.deploy import packed
 from common.deploy.description import Description, describe
+from common.deploy.formats import FORMATS
 from common.deploy.restore import restore
 from common.engine.program import run
 from common.errors import UserError
@@ -96,6 +97,23 @@ def test_a_packed_file_never_disagrees_with_its_checkpoint(
     assert all("demo" in line for line in lines if "top-1" in line or "differ" in line)
 
 
+@pytest.mark.parametrize("format", ["packed", "onnx"])
+def test_an_export_says_how_far_it_is_from_its_network(
+    format: str, trained: Path, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / f"file{FORMATS[format].suffix}")
+    export(checkpoint=str(trained), out=out, format=format)
+    engine = {"packed": "torch", "onnx": "onnxruntime"}[format]
+    (line,) = [line for line in said().splitlines() if "logits" in line]
+    assert line.startswith(f"{engine} from the file: largest difference of logits ")
+    if format == "packed":
+        assert "logits 0, their" in line
+        return
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    export(checkpoint=str(trained), out=out, format=format)
+    assert "warning: not compared with the network it was made from: onnxruntime is not installed" in said()
+
+
 def test_files_that_disagree_are_told_apart(
     trained: Path, exported: Path, data: Path, said: Said, tmp_path: Path
 ) -> None:
@@ -157,13 +175,25 @@ def rows_of(text: str) -> dict[str, list[str]]:
     return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines[1:]}
 
 
+@pytest.mark.parametrize(("format", "suffix"), [("onnx-int8", ".onnx"), ("openvino", ".xml")])
+def test_an_integer_graph_is_written_compared_and_evaluated(
+    format: str, suffix: str, trained: Path, data: Path, said: Said, tmp_path: Path
+) -> None:
+    path = tmp_path / f"model{suffix}"
+    export(checkpoint=trained, out=path, format=format)
+    assert "from the file: " in said()
+    evaluate(model=path, against=trained, fast=True, demo=True, data_dir=data)
+    differ, _, _ = said().splitlines()[-1].partition(" predictions differ")
+    assert int(differ.split(": ")[1].split()[0]) <= 1
+
+
 def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said: Said) -> None:
     parity(checkpoint=trained, data_dir=data, layer_images=2)
     text = said()
     rows = rows_of(text)
     assert f"{TEST_IMAGES} demo images of test" in text
     assert "no integer form: add: adds values of which one is not quantized" in text
-    assert rows.keys() == {"fake-quantized", "packed", "ONNX", "torch.export"}
+    assert rows.keys() == {"fake-quantized", "packed", "ONNX", "ONNX int8", "torch.export"}
     for exact in ("packed", "torch.export"):
         assert rows[exact][1:3] == ["100.00", "0"]
     assert rows["packed"][3].startswith("0 ")
@@ -174,9 +204,17 @@ def test_a_digits_network_of_ours_has_all_forms(demo_data: Callable[[], Path], t
     state = fill_by_name(build_model("MNISTmodel_quant", bitW=4, abitW=4)).state_dict()
     torch.save({"state_dict_t": state}, tmp_path / "ours.pt")
     words = {"model": "MNISTmodel_quant", "bitW": 4, "demo": True, "data_dir": demo_data()}
-    parity(checkpoint=tmp_path / "ours.pt", src_data="mnist", tgt_data="mnistm", images=20, layer_images=2, **words)
+    parity(
+        checkpoint=tmp_path / "ours.pt",
+        src_data="mnist",
+        tgt_data="mnistm",
+        images=20,
+        layer_images=2,
+        fast=True,
+        **words,
+    )
     rows = rows_of(said())
-    assert list(rows) == ["fake-quantized", "packed", "integer", "ONNX", "torch.export"]
+    assert list(rows) == ["fake-quantized", "packed", "integer", "fast (OpenVINO)", "ONNX", "ONNX int8", "torch.export"]
     assert all(float(cells[1]) >= 99 for cells in rows.values())
     assert all(cells[5].startswith("0 of ") for cells in rows.values() if cells[5])
 
@@ -208,7 +246,7 @@ def test_a_torch_export_program_is_written_but_never_opened(trained: Path, tmp_p
         ({"checkpoint": "a.safetensors", "out": "a.safetensors"}, "already exported"),
         (
             {"checkpoint": "none.pt", "out": "a.safetensors", "format": "tflite"},
-            "--format: expected one of packed, onnx, pt2, not 'tflite'",
+            "--format: expected one of packed, onnx, onnx-int8, openvino, pt2, not 'tflite'",
         ),
         ({"checkpoint": "none.pt", "out": "a.safetensors", "bitz": 4}, "unknown flag --bitz; did you mean --bitW?"),
         ({"checkpoint": "TRAINED", "out": "a.safetensors", "bitW": "four"}, "--bitW"),

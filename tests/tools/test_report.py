@@ -186,6 +186,21 @@ def test_runs_that_differ_in_a_flag_are_not_averaged(jobs: Path) -> None:
     assert labels == [f"ours (lr {one.config['options']['lr']})", "ours (lr 0.5)"]
 
 
+def test_the_page_says_when_the_float_network_is_no_reference(tmp_path: Path, jobs: Path) -> None:
+    for name, bits, top1 in (("float", 32, 50.0), ("quantized", 4, 60.0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = json.loads((jobs / "resnet_4bit" / "config.json").read_text())
+        config["options"] |= {"bitW": bits, "abitW": bits}
+        summary = json.loads((jobs / "resnet_4bit" / "summary.json").read_text()) | {"bitW": bits, "abitW": bits}
+        summary["best"]["test_prec1"] = top1
+        shutil.copy(jobs / "resnet_4bit" / "metrics.jsonl", folder)
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "summary.json").write_text(json.dumps(summary))
+    report.report(str(tmp_path), out=tmp_path / "page.html")
+    assert "ours, 4 bits is 10.00 points ahead of it" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_level_shares_count_the_weights_of_each_level() -> None:
     levels, share = plots.level_shares(np.array([1, -1, 1, 1 / 3, 1], np.float32))
     np.testing.assert_allclose(levels, [-1, 1 / 3, 1], atol=1e-6)

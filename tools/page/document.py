@@ -14,6 +14,7 @@ from tools.page import layers, plots, svg
 from tools.page.entries import Entry, distinct, entries_of
 from tools.page.jobs import UNREADABLE, JobRecord, reason
 from tools.page.layers import Network
+from tools.runs.reference import trained_too_little
 
 Picture = tuple[Markup, str]  # the drawing, and a line below it
 
@@ -81,6 +82,7 @@ def group_section(entries: Sequence[Entry], networks: dict[str, Network | None])
         "title": first.task + (f", {first.pair}" if first.pair else ""),
         "run": first,
         "entries": entries,
+        "doubt": doubt_of(entries),
         "networks": {entry.title: network_of(entry, networks) for entry in entries},
         "leads": {entry.title for entry in best.values()},
         "shifted": any(entry.shifted for entry in entries),
@@ -91,6 +93,13 @@ def group_section(entries: Sequence[Entry], networks: dict[str, Network | None])
         "classes": [entry for entry in entries if list(entry.per_class) == names] if names else [],
         "names": names,
     }
+
+
+def doubt_of(entries: Sequence[Entry]) -> str:
+    """Whether the float network is no reference; across domains, where adaptation adds to it, nothing is said."""
+    floats = [entry for entry in entries if entry.label == "float" and not entry.runs[0].pair]
+    others = {entry.title: entry.accuracy("best")[0] for entry in entries if entry.runs[0].widths != (32, 32)}
+    return trained_too_little(floats[0].accuracy("best")[0], others) if floats else ""
 
 
 def network_of(entry: Entry, networks: dict[str, Network | None]) -> Network | None:

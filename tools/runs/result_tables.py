@@ -15,6 +15,7 @@ from common.reading import read_json, read_objects
 from common.writing import write_whole
 from tools import pictures
 from tools.runs.budget import statement
+from tools.runs.reference import trained_too_little
 
 COUNTED = 4096  # distinct inputs up to which common.measure.effective_bits counts them
 Result = dict[str, Any]  # a line of results.jsonl
@@ -173,6 +174,10 @@ def markdown(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int]
     )
     title = "demo data, not the CIFAR-10 benchmark" if demo else "CIFAR-10"
     lines = [f"# {rows[0]['task']}: {title}", "", about, "", statement(rows)]
+    means = {key: mean for key, (mean, _, _) in statistics(rows, best).items()}
+    quantized = {f"{name} at {width} bits": mean for (name, width), mean in means.items() if name != "float"}
+    if ("float", 32) in means and (doubt := trained_too_little(means["float", 32], quantized)):
+        lines += ["", f"**{doubt}**"]
     sections: list[tuple[str, Value]] = [("best epoch", best), ("last epoch", last)]
     if by := {entry["reestimated"]["batches"] for entry in rows if entry.get("reestimated")}:
         batches = " or ".join(map(str, sorted(by)))

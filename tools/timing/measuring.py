@@ -2,15 +2,15 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
-def interleave(steps: dict[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
+def interleave(steps: Mapping[str, Step], rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds of every step, ``rounds`` times each, in turn: what slows the machine for a while slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):

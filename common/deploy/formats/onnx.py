@@ -11,6 +11,7 @@ from common.deploy.extras import need
 from common.deploy.formats.base import Format, Logits
 from common.deploy.onnx.export import export_onnx, open_session, read_onnx
 from common.deploy.onnx.statistics import set_statistics
+from common.deploy.onnx.writer import NetworkWriter
 from common.deploy.openvino import described
 from common.errors import UserError
 from common.flags import shown
@@ -19,13 +20,14 @@ from common.reading import reason
 BASE = "base"  # of the metadata: what an alignment file must name
 
 
-def write(network: nn.Module, description: Description, path: Path) -> None:
+def write(network: nn.Module, description: Description, path: Path, form: type[NetworkWriter] = NetworkWriter) -> None:
     metadata = {"network": description.to_json(), BASE: base_digest(network)}
-    export_onnx(network, path, description.image_shape, metadata)
+    export_onnx(network, path, description.image_shape, metadata, form)
 
 
 def read(path: Path, network: str | None = None) -> tuple[Logits, Description]:
     """Its first output are class logits; its metadata have the description under "network"."""
+    need("onnxruntime")
     return _open(path, read_onnx(path))
 
 

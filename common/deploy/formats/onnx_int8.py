@@ -7,12 +7,11 @@ from torch import nn
 from common.deploy.description import Description
 from common.deploy.formats import onnx
 from common.deploy.formats.base import Format
-from common.deploy.onnx.export import export_onnx
 from common.deploy.onnx.integer import IntegerWriter
 
 
 def write(network: nn.Module, description: Description, path: Path) -> None:
-    export_onnx(network, path, description.image_shape, {"network": description.to_json()}, IntegerWriter)
+    onnx.write(network, description, path, IntegerWriter)
 
 
 ONNX_INT8 = Format(
@@ -21,6 +20,7 @@ ONNX_INT8 = Format(
     "the integer graph in opset 21, for OpenVINO and other engines",
     write,
     onnx.read,
-    read_fast=onnx.read_fast,
+    onnx.read_aligned,
+    onnx.read_fast,
     engine="onnxruntime",
 )

@@ -1,1 +1,1 @@
-"""The integer form of a network, and its int8 layers."""
+"""The integer form of a network."""

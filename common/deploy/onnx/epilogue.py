@@ -4,18 +4,18 @@ Which form it takes follows from what the quantizer says of itself. All give its
 threshold. Integers leave as float32, which holds them exactly.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from common.deploy.onnx.nodes import Nodes
 from common.deploy.onnx.quantizers import write_steps
 from common.quantizers.layers import QuantAct
+from common.quantizers.steps import Search
 
 BYTES = {"UINT8": (0, 255), "INT8": (-128, 127)}
 MOST_KNEES = 4  # an engine fuses so many of them into the convolution, and is faster with erf than with more
 MOST_POWER = 10
+MOST_COMPARED = 31  # thresholds; beyond, a search by bisection
 
 
 def byte_type(low: int, high: int) -> str | None:
@@ -46,8 +46,20 @@ def write_integers(nodes: Nodes, act: QuantAct, integers: Tensor, name: str, val
         value = nodes.chain(code, value, *_warp(thresholds, knees, low), *_rounded(low, high))
     else:
         before, rounding, _ = act.encoding()
+        if isinstance(rounding, Search) and len(thresholds) <= MOST_COMPARED:
+            return _compared(nodes, rounding.thresholds, integers, name, write_steps(nodes, before, code, value))
         value = write_steps(nodes, (*before, rounding), code, value)
     return _levels(nodes, low, integers, name, value)
+
+
+def _compared(nodes: Nodes, thresholds: Tensor, integers: Tensor, name: str, value: str) -> str:
+    """The integers by a comparison with each threshold, the last that is passed having the last word."""
+    level = nodes.floats(f"{name}:lowest", integers[0])
+    for place, threshold in enumerate(thresholds, start=1):
+        output = name if place == len(thresholds) else f"{name}.level{place}"
+        passed = nodes.add("Greater", [value, nodes.floats(f"{output}:threshold", threshold)], f"{output}.passed")
+        level = nodes.add("Where", [passed, nodes.floats(f"{output}:integer", integers[place]), level], output)
+    return level
 
 
 def _rounded(low: int, high: int) -> list[tuple[str, str, tuple[float, ...]]]:
@@ -103,25 +115,40 @@ def _levels(nodes: Nodes, low: int, integers: Tensor, name: str, code: str) -> s
         steps: list[tuple[str, str, tuple[float, ...]]] = [("times", "Mul", (gap,))] if gap != 1 else []
         steps += [("from", "Add", (first - gap * low,))] if first != gap * low else []
         return nodes.chain(name, code, *steps) if steps else nodes.add("Identity", [code], name)
-    if (powers := _polynomial(low, integers)) is not None:
-        value = nodes.chain(f"{name}.power", code, ("leading", "Mul", (powers[0],)), ("next", "Add", (powers[1],)))
-        for place, power in enumerate(powers[2:]):
-            value = nodes.add("Mul", [value, code], f"{name}.times{place}")
-            value = nodes.chain(f"{name}.plus{place}", value, ("power", "Add", (power,)))
+    if (fit := _polynomial(integers)) is not None:
+        middle, half, last = low + (len(integers) - 1) / 2, (len(integers) - 1) / 2, low + len(integers) - 2
+        (beyond, leading, *others) = fit
+        at = nodes.chain(f"{name}.at", code, ("middle", "Sub", (middle,)), ("half", "Mul", (1 / half,)))
+        value = nodes.add("Mul", [at, nodes.floats(f"{name}:leading", leading)], f"{name}.leading")
+        for place, one in enumerate(others[:-1]):
+            value = nodes.chain(f"{name}.plus{place}", value, ("power", "Add", (one,)))
+            value = nodes.add("Mul", [value, at], f"{name}.times{place}")
+        end = nodes.chain(
+            f"{name}.end", code, ("last", "Sub", (last,)), ("over", "Relu", ()), ("gap", "Mul", (beyond,))
+        )
+        value = nodes.add(
+            "Add", [nodes.chain(f"{name}.inner", value, ("constant", "Add", (others[-1],))), end], f"{name}.sum"
+        )
         return nodes.add("Round", [value], name)
     index = nodes.add("Cast", [nodes.chain(f"{name}.from", code, ("first", "Sub", (low,)))], f"{name}.index", to=6)
     return nodes.add("Gather", [nodes.floats(f"{name}.table", integers), index], name)
 
 
-def _polynomial(low: int, integers: Tensor) -> Sequence[float] | None:
-    """Coefficients, highest power first, of the shortest polynomial in float32 that rounds to the integers."""
-    codes = torch.arange(low, low + len(integers))
-    for power in range(2, min(MOST_POWER, len(integers) - 1) + 1):
-        columns = codes.double().unsqueeze(1) ** torch.arange(power, -1, -1)
-        found = torch.linalg.lstsq(columns, integers.double().unsqueeze(1), driver="gelsd").solution.flatten().float()
-        value = found[0].expand(len(codes))
-        for one in found[1:]:
-            value = value * codes + one
-        if bool(((value - integers).abs() < 0.4).all()):
-            return found.tolist()
+def _polynomial(integers: Tensor) -> list[float] | None:
+    """The shortest polynomial of a code's place from -1 to 1 that rounds to the integers in float32, the last apart.
+
+    Returns:
+        How much is added for the last code, and the coefficients, highest power first.
+    """
+    places = torch.linspace(-1, 1, len(integers), dtype=torch.float64).unsqueeze(1)
+    last = torch.zeros(len(integers))
+    last[-1] = 1
+    for power in range(2, min(MOST_POWER, len(integers) - 2) + 1):
+        columns = torch.cat((last.double().unsqueeze(1), places ** torch.arange(power, -1, -1)), dim=1)
+        fit = torch.linalg.lstsq(columns, integers.double().unsqueeze(1), driver="gelsd").solution.flatten().float()
+        value = fit[1].expand(len(integers))
+        for one in fit[2:]:
+            value = value * places.flatten().float() + one
+        if bool(((value + fit[0] * last - integers).abs() < 0.4).all()):
+            return fit.tolist()
     return None

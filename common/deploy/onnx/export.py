@@ -13,9 +13,7 @@ from torch import nn
 
 from common.deploy.checksum import NAME, UNKNOWN, check, sealed
 from common.deploy.extras import need
-from common.deploy.graph import ClassLogits, refuse_unset, trace
-from common.deploy.onnx.graph import GraphWriter
-from common.deploy.onnx.nodes import Nodes
+from common.deploy.graph import ClassLogits, refuse_unset
 from common.deploy.onnx.recording import PREFIX
 from common.deploy.onnx.writer import NetworkWriter
 from common.reading import read_bytes
@@ -30,15 +28,14 @@ def export_onnx(
     path: Path | str,
     image_shape: tuple[int, int, int],
     metadata: Mapping[str, str] | None = None,
-    form: type[GraphWriter] | None = None,
+    form: type[NetworkWriter] = NetworkWriter,
 ) -> None:
     """Write a network of any method, or a float one, as ``path``: input "images" (batch, C, H, W), output "logits".
 
     Args:
         image_shape: (C, H, W) of one image; the batch is dynamic.
         metadata: stored in the file, beside a checksum of all of it.
-        form: what writes the nodes; ``IntegerWriter`` writes convolutions of bytes. None: every operator that torch
-            calls, as it is.
+        form: what writes the nodes; ``IntegerWriter`` writes convolutions of bytes.
     Raises:
         UserError: onnx is not installed, learned scales were never set, or the network computes what this
             export does not know.
@@ -68,20 +65,13 @@ def onnx_model(
     network: nn.Module,
     image_shape: tuple[int, int, int],
     metadata: Mapping[str, str],
-    form: type[GraphWriter] | None = None,
+    form: type[NetworkWriter] = NetworkWriter,
 ) -> Any:
     """The checked ModelProto of ``export_onnx``."""
     onnx = need("onnx")
-    writer: Nodes
-    if form is None:
-        source = ClassLogits(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
-        refuse_unset((name.removeprefix(PREFIX), module) for name, module in source.named_modules())
-        writer = NetworkWriter(source, image_shape)
-    else:
-        layers = trace(network)
-        refuse_unset(layers.named_modules())
-        writer = form(layers)
-        writer.run()
+    source = ClassLogits(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
+    refuse_unset((name.removeprefix(PREFIX), module) for name, module in source.named_modules())
+    writer = form(source, image_shape)
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         writer.nodes,

@@ -305,6 +305,26 @@ def _shares(size: Any, windows: Any) -> torch.Tensor:
     return shares
 
 
+def _resize(mode: str) -> Rule:
+    def rule(to: NetworkWriter, call: Bound) -> str:
+        key = "input" if "input" in call.given else "self"
+        if mode == "nearest":
+            how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        else:
+            how = {"coordinate_transformation_mode": "align_corners" if call.given["align_corners"] else "half_pixel"}
+        before, after = (torch.tensor(sizes[2:]) for sizes in (call.sizes[key], call.results[0]))
+        scales = to.floats(f"{call.name}:scales", torch.cat((torch.ones(2), after / before)))
+        return to.add("Resize", [call.given[key], "", scales], call.name, mode=mode, **how)
+
+    return rule
+
+
+def _softplus(to: NetworkWriter, call: Bound) -> str:
+    if call.given["beta"] != 1:
+        raise call.refuse("a softplus of another beta than 1 has no form in ONNX here")
+    return _plain("Softplus")(to, call)
+
+
 def _pad(to: NetworkWriter, call: Bound) -> str:
     ours, value = call.given["mode"], call.given["value"] or 0.0
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -373,6 +393,7 @@ OPERATORS: dict[str, Rule] = {
     "gelu": _attributes("Gelu", approximate="approximate"),
     "leaky_relu": _attributes("LeakyRelu", alpha="negative_slope"),
     "elu": _elu,
+    "softplus": _softplus,
     **dict.fromkeys(("softmax", "_softmax", "_safe_softmax"), _attributes("Softmax", axis="dim")),
     "log_softmax": _attributes("LogSoftmax", axis="dim"),
     "expand": _expand,
@@ -400,4 +421,6 @@ OPERATORS: dict[str, Rule] = {
     "adaptive_avg_pool2d": _adaptive_average_pool,
     "_adaptive_avg_pool2d": _adaptive_average_pool,
     "pad": _pad,
+    "upsample_nearest2d": _resize("nearest"),
+    "upsample_bilinear2d": _resize("linear"),
 }

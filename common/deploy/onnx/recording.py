@@ -26,12 +26,14 @@ class Call:
     """
     Attributes:
         operator: its name without overload and trailing underscore, such as "relu"; "quantizer" of activations.
+        called: the operator that the network calls, of which this one may be a part.
         layer: the name of the innermost module that makes it. module: the activation quantizer.
         given: its arguments by name, defaults too. results: the tensors it gave. shapes: theirs, when they were new.
         is_result: whether it gave what the module returns.
     """
 
     operator: str
+    called: str
     layer: str
     given: dict[str, Any]
     results: list[Tensor]
@@ -58,6 +60,7 @@ class Recorder(TorchDispatchMode):
         self.live: dict[int, Tensor] = {}  # computed from the images or quantized weights
         self.valid: dict[int, set[int]] = {}  # by memory that was written to: the tensors that show what it holds
         self.quiet = False
+        self.apart: list[str] = []  # the operators that are being taken apart
         self.layers = [""]
         self.weights: dict[int, tuple[QuantLayer, str]] = {}
         self.names = {
@@ -85,7 +88,7 @@ class Recorder(TorchDispatchMode):
                 result = forward(x)
             finally:
                 self.quiet = False
-            self._keep(Call("quantizer", name, {"self": x}, [result], act))
+            self._keep(Call("quantizer", "quantizer", name, {"self": x}, [result], act))
             return result
 
         return recorded
@@ -133,17 +136,24 @@ class Recorder(TorchDispatchMode):
         if operator not in self.known:
             for takes_apart in (func.decompose, decomposition_table.get(func)):
                 if takes_apart is not None:
-                    with self:
-                        result = takes_apart(*args, **kwargs)
+                    result = self._take_apart(takes_apart, operator, args, kwargs)
                     if result is not NotImplemented:
                         return result
         result = func(*args, **kwargs)
-        call = Call(operator, self.layers[-1], given, list(tensors_in(result)))
+        call = Call(operator, [*self.apart, operator][0], self.layers[-1], given, list(tensors_in(result)))
         if func._schema.is_mutable:
             for written in call.results:
                 self.valid[_memory(written)] = set()
         self._keep(call)
         return result
+
+    def _take_apart(self, function: Callable[..., Any], operator: str, args: Any, kwargs: Any) -> Any:
+        self.apart.append(operator)
+        try:
+            with self:
+                return function(*args, **kwargs)
+        finally:
+            self.apart.pop()
 
     def _keep(self, call: Call) -> None:
         self.calls.append(call)

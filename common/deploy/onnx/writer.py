@@ -12,6 +12,7 @@ from common.deploy.onnx.operators import OPERATORS, SHAPED
 from common.deploy.onnx.quantizers import write_activation, write_weight
 from common.deploy.onnx.recording import Call, Recorder, tensors_in
 from common.errors import UserError
+from common.quantizers.layers import QuantAct, QuantLayer
 
 FORM = "the ONNX export"
 BATCHES = 2, 3  # what differs between them follows the batch
@@ -23,7 +24,7 @@ class Bound:
     """A call as a rule of ``OPERATORS`` sees it.
 
     Attributes:
-        name: of its output, or the beginning of those of several. layer: for messages.
+        name: of its output, or the beginning of those of several. layer, called: for messages.
         given: the arguments by name; tensors are the names of their ONNX values.
         sizes: of each tensor among the arguments, by name. results: of each output. None follows the batch.
     """
@@ -31,6 +32,7 @@ class Bound:
     name: str
     layer: str
     operator: str
+    called: str
     given: dict[str, Any]
     sizes: dict[str, Sizes]
     results: list[Sizes]
@@ -70,19 +72,27 @@ class NetworkWriter(Nodes):
         name = self._name_of(call)
         if call.operator == "quantizer":
             value = self._value(call.given["self"], other.given["self"], call, name)
-            self.names[id(call.results[0])] = write_activation(self, call.module, name, value)
+            self.names[id(call.results[0])] = self.quantizer(call.module, name, value)
             return
-        bound = self._bound(call, other, name)
-        rule = OPERATORS.get(call.operator)
-        if rule is None:
-            raise bound.refuse(f"{FORM} does not know torch's {call.operator}")
-        written = rule(self, bound)
+        written = self.operator(self._bound(call, other, name))
         names = [written] if isinstance(written, str) else written
         self.names.update({id(result): one for result, one in zip(call.results, names, strict=False)})
 
+    def quantizer(self, act: QuantAct, name: str, value: str) -> str:
+        return write_activation(self, act, name, value)
+
+    def weight(self, layer: QuantLayer, name: str) -> str:
+        return write_weight(self, layer, name)
+
+    def operator(self, call: Bound) -> str | list[str]:
+        rule = OPERATORS.get(call.operator)
+        if rule is None:
+            raise call.refuse(f"{FORM} does not know torch's {call.called}")
+        return rule(self, call)
+
     def _bound(self, call: Call, other: Call, name: str) -> Bound:
         results = [_sizes(*pair) for pair in zip(call.shapes, other.shapes, strict=True)]
-        bound = Bound(name, call.layer, call.operator, {}, {}, results)
+        bound = Bound(name, call.layer, call.operator, call.called, {}, {}, results)
         for key, value in call.given.items():
             there = other.given[key]
             if isinstance(value, Tensor):
@@ -107,7 +117,7 @@ class NetworkWriter(Nodes):
             return self.names[id(tensor)]
         if id(tensor) in self.recorder.weights:
             layer, layer_name = self.recorder.weights[id(tensor)]
-            self.names[id(tensor)] = write_weight(self, layer, layer_name)
+            self.names[id(tensor)] = self.weight(layer, layer_name)
             return self.names[id(tensor)]
         if id(tensor) in self.recorder.live:
             raise UserError(f"{call.layer}: {FORM} does not know all that {call.operator} is given")

@@ -1,0 +1,244 @@
+"""The integer graph: the trained network's codes in onnxruntime and OpenVINO, and files that need the engine alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.conversion.calibrate import calibrate
+from common.deploy import packed
+from common.deploy.description import Description, describe
+from common.deploy.files import open_file
+from common.deploy.formats import FORMATS
+from common.deploy.graph import ClassLogits
+from common.deploy.onnx.epilogue import write_integers
+from common.deploy.onnx.export import onnx_model
+from common.deploy.onnx.integer import IntegerWriter
+from common.deploy.onnx.nodes import Nodes
+from common.errors import UserError
+from common.measure.parity import compare_onnx, onnxruntime_run, openvino_run, references, total
+from common.models import build_model
+from common.quantizers import METHODS, make_scheme
+from common.quantizers.layers import QuantAct, QuantConv2d
+from tests.deploy.conftest import calibrated, images
+
+onnx = pytest.importorskip("onnx", reason="the deploy extra is not installed")
+pytest.importorskip("openvino", reason="the deploy extra is not installed")
+pytest.importorskip("onnxruntime", reason="the deploy extra is not installed")
+ENGINES = {"onnxruntime": onnxruntime_run, "OpenVINO": openvino_run}
+
+
+def int8_model(model: nn.Module, x: Tensor) -> Any:
+    return onnx_model(model, tuple(x.shape[1:]), {}, IntegerWriter)
+
+
+def bytewise(proto: Any) -> int:
+    """How many convolutions multiply bytes with bytes."""
+    made_by = {output: node for node in proto.graph.node for output in node.output}
+    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    moving = ("MaxPool", "Concat")
+
+    def is_read(name: str) -> bool:
+        node = made_by.get(name)
+        while node is not None and node.op_type in moving:
+            node = made_by.get(node.input[0])
+        return node is not None and node.op_type == "DequantizeLinear"
+
+    return sum(is_read(node.input[0]) and is_read(node.input[1]) for node in convolutions)
+
+
+CASES = [
+    *(("resnet20_quant", bits, "ours") for bits in (1, 2, 3, 4, 6, 8)),  # every epilogue; bytes split at 8
+    *(("resnet20_quant", 4, method) for method in METHODS if method != "ours"),
+    *(("resnet20_quant", 8, method) for method in ("dorefa", "lsq", "centroid")),
+    *(("MNISTmodel_quant", bits, "ours") for bits in (4, 8)),
+    ("resnet50_dann", 8, "ours"),  # a shortcut that OpenVINO would scale twice
+    ("resnet50_dann", 8, "dorefa"),
+]
+
+
+@pytest.mark.parametrize(("name", "bits", "method"), CASES)
+def test_layers_give_the_codes_of_the_trained_network_in_both_engines(name: str, bits: int, method: str) -> None:
+    model, x = calibrated(name, bits, method), images(name, 1)
+    expected, proto = references(model, x), int8_model(model, x)
+    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in model.modules())
+    assert bytewise(proto) >= convolutions - 1, "all but the first"
+    for run in ENGINES.values():
+        rows = compare_onnx(model, proto, x, expected, integers=True, run=run)
+        assert [row.layer for row in rows] == list(expected)
+        whole = total("all", rows)
+        assert whole.different <= 1e-4 * whole.codes
+        assert whole.unexplained == 0
+
+
+def test_the_comparison_notices_a_wrong_weight() -> None:
+    model, x = calibrated("MNISTmodel_quant", 4), images("MNISTmodel_quant")
+    proto = int8_model(model, x)
+    (codes,) = [one for one in proto.graph.initializer if one.name.endswith(".codes") and one.dims[0] == 48]
+    values = np.frombuffer(codes.raw_data, np.int8).copy()
+    values[::7] *= -1
+    codes.raw_data = values.tobytes()
+    expected = references(model, x)
+    for run in ENGINES.values():
+        assert total("all", compare_onnx(model, proto, x, expected, integers=True, run=run)).unexplained > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("mobilenet_v2", 4), ("densenet121", 4), ("shufflenet_v2_x0_5", 2), ("mobilenet_v3_small", 2)]
+)
+def test_networks_of_others_compute_their_function_in_bytes(name: str, bits: int) -> None:
+    """By their codes, or where the bound of rounding errors is not known, by logits: at 2 bits no sum of this image is
+    near a threshold."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 64, 64)
+    model = build_model(f"torchvision:{name}", method="lsq", bitW=bits, abitW=bits, num_classes=5)
+    model = calibrate(model, [x]).eval()
+    proto = int8_model(model, x)
+    quantized = [layer for layer in model.modules() if isinstance(layer, QuantConv2d)]
+    assert bytewise(proto) == sum(isinstance(layer.input_quantizer, QuantAct) for layer in quantized) > 0
+    for run in ENGINES.values():
+        if bits == 4:
+            rows = compare_onnx(model, proto, x[:1], references(model, x[:1]), integers=True, run=run)
+            assert total("all", rows).unexplained == 0
+        else:
+            (logits,) = run(proto.SerializeToString(), ["logits"], {"images": x[:1].numpy()})
+            torch.testing.assert_close(torch.from_numpy(logits), model(x[:1]).detach(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_an_epilogue_gives_the_integers_of_a_quantizers_levels(method: str, bits: int) -> None:
+    if bits not in METHODS[method].act_bits:
+        pytest.skip("not a width of this method")
+    act: Any = METHODS[method].activation(bits, make_scheme(method, bitW=4, abitW=bits))
+    x = torch.cat((torch.linspace(-3, 3, 2001), torch.tensor([0.0, 50.0, -50.0])))
+    act.train()(x.abs())  # gives learned scales a value
+    found = act.eval().integers()
+    if found is None:
+        pytest.skip("its levels are no multiples of a unit")
+    nodes = Nodes()
+    write_integers(nodes, act, found[0], "integers", "x")
+    helper = onnx.helper
+    shape = [helper.make_tensor_value_info(name, 1, [len(x)]) for name in ("x", "integers")]
+    graph = helper.make_graph(nodes.nodes, "one", shape[:1], shape[1:], nodes.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    low = act.code_range()[0]
+    expected = found[0][act.codes(act(x).detach()) - low].float()
+    position = act.position(x.double())
+    clear = (position - position.floor() - 0.5).abs() > 2**bits * 2**-20  # of a threshold
+    for run in ENGINES.values():
+        (out,) = run(model.SerializeToString(), ["integers"], {"x": x.numpy()})
+        assert torch.equal(torch.from_numpy(np.asarray(out))[clear], expected[clear])
+
+
+@pytest.fixture(scope="module")
+def described() -> tuple[nn.Module, Description]:
+    description = describe({"model": "MNISTmodel_quant", "bitW": 4, "abitW": 4}, 10)
+    torch.manual_seed(0)
+    return description.build(), description
+
+
+@pytest.mark.parametrize("format", ["onnx-int8", "openvino"])
+def test_a_file_runs_with_the_engine_alone(
+    format: str, described: tuple[nn.Module, Description], tmp_path: Path
+) -> None:
+    """Class names and preprocessing are in the file, and the batch is of any size or set by the reader."""
+    network, description = described
+    path = tmp_path / f"digits{FORMATS[format].suffix}"
+    FORMATS[format].write(network, description, path)
+    script = f"""
+import json, sys
+import numpy as np, openvino
+model = openvino.Core().read_model({str(path)!r})
+about = json.loads(model.get_rt_info(["framework", "network"]).value)
+images = np.load("images.npy")
+dynamic = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+together = dynamic(images)[0]
+model.reshape([1, 3, 28, 28])
+fixed = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+alone = np.concatenate([fixed(images[i : i + 1])[0] for i in range(len(images))])
+assert not [name for name in sys.modules if name.split(".")[0] in ("common", "torch")]
+np.savez("out.npz", together=together, alone=alone)
+print(json.dumps([about["classes"], about["preprocessing"]]))
+"""
+    x = images("MNISTmodel_quant", 3)
+    np.save(tmp_path / "images.npy", x.numpy())
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [list(description.classes), description.preprocessing]
+    expected = ClassLogits(network)(x).detach()
+    for logits in np.load(tmp_path / "out.npz").values():
+        torch.testing.assert_close(torch.from_numpy(logits), expected, atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("format", ["onnx", "onnx-int8", "openvino", "packed"])
+def test_fast_is_openvino_whatever_the_file(
+    format: str, described: tuple[nn.Module, Description], tmp_path: Path
+) -> None:
+    network, description = described
+    path = tmp_path / f"digits{FORMATS[format].suffix}"
+    FORMATS[format].write(network, description, path)
+    file = open_file(path, fast=True)
+    assert "fast" in file.line()
+    assert file.description == description
+    x = images("MNISTmodel_quant", 3)
+    whole, part = file.logits(x), file.logits(x[:2])
+    torch.testing.assert_close(whole, ClassLogits(network)(x), atol=2e-2, rtol=1e-2)
+    torch.testing.assert_close(part, whole[:2], atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("damage", ["xml", "bin", "foreign", "no weights", "pipe"])
+def test_a_damaged_or_foreign_ir_is_one_line(
+    damage: str, described: tuple[nn.Module, Description], tmp_path: Path
+) -> None:
+    path = tmp_path / "digits.xml"
+    FORMATS["openvino"].write(*described, path)
+    weights, text = path.with_suffix(".bin"), path.read_bytes()
+    if damage == "xml":
+        path.write_bytes(text.replace(b"Relu", b"Rely", 1))
+    elif damage == "bin":
+        content = bytearray(weights.read_bytes())
+        content[100] ^= 1
+        weights.write_bytes(bytes(content))
+    elif damage == "foreign":
+        path.write_text("<net/>")
+    elif damage == "no weights":
+        weights.unlink()
+    else:
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=r"damaged|not an OpenVINO file|no such file|a pipe") as error:
+        open_file(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_engine_is_one_line(
+    described: tuple[nn.Module, Description], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, description = described
+    packed.save(network, description, tmp_path / "digits.safetensors")
+    FORMATS["openvino"].write(network, description, tmp_path / "digits.xml")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for name, fast in (("digits.safetensors", True), ("digits.xml", False)):
+        with pytest.raises(UserError, match=r"openvino is not installed.*\[deploy\]"):
+            open_file(tmp_path / name, fast=fast)
+    with pytest.raises(UserError, match="openvino is not installed"):
+        FORMATS["openvino"].write(network, description, tmp_path / "other.xml")
+    assert not (tmp_path / "other.xml").exists()
+
+
+def test_integers_need_no_scale_where_they_are_added() -> None:
+    """Residual sums are sums of integers: between the convolutions of "ours" nothing is multiplied by a unit."""
+    proto = int8_model(calibrated("resnet20_quant", 4), images("resnet20_quant", 1))
+    assert sum(node.output[0].endswith(".real") for node in proto.graph.node) == 1, "before the mean"
+    assert isinstance(calibrated("resnet20_quant", 4).before_relu, QuantAct)
