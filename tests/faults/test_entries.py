@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from common.deploy import restore
 from common.deploy.packed import file as packed
 from common.errors import UserError
 from common.flags import Flag
+from common.runs.progress import NEEDED
 from tests.faults.conftest import RESNET20, TRAIN
 from tests.faults.harness import TASKS, refused, somewhere, type_in
 
@@ -33,6 +35,11 @@ JUNK: dict[str, Any] = {
     "true": True,
 }
 RESUME = ("--num_epochs=3", "--job_dir=job")
+
+
+def drawn(names: Iterable[str], by: str, count: int = 2) -> list[str]:
+    """Some of them, others for another ``by``: all of them everywhere would take minutes."""
+    return sorted(names, key=lambda name: zlib.crc32(f"{by} {name}".encode()))[:count]
 
 
 def is_taken(flag: Flag | None, value: Any) -> bool:
@@ -79,19 +86,10 @@ class _Dropped:
 
 
 DROPPED = _Dropped()
-NOT_READ = {  # by --resume: what published programs read, and what is made anew from the command line
-    *("best_prec1", "best_prec5", "scheduler_t", "split_seen", "amp"),
-}
-CHECKED = ("config", "state_dict_t", "optimizer_t", "random", "epoch", "best", "peaks", "pretrained", "scheduler_t")
+CHECKED = (*NEEDED, "split_seen", "amp")
 
 
-def open_defect(names: Iterable[str], *defects: str) -> list[Any]:
-    """The cases, those that are known to end otherwise marked as what they are: to be mended."""
-    mark = pytest.mark.xfail(strict=True, reason="junk that is taken or not refused in one line; to be mended")
-    return [pytest.param(name, marks=mark) if name in defects else name for name in names]
-
-
-@pytest.mark.parametrize("key", open_defect(CHECKED, "config", "scheduler_t"))
+@pytest.mark.parametrize("key", CHECKED)
 def test_an_entry_of_a_checkpoint_to_resume_from(key: str, world: Path, tmp_path: Path) -> None:
     """Before the first step, and nothing in the job is changed."""
     whole = torch.load(world / "job" / "checkpoint" / "last.pt", weights_only=True)
@@ -106,10 +104,10 @@ def test_an_entry_of_a_checkpoint_to_resume_from(key: str, world: Path, tmp_path
 
 def faults_of(whole: dict[str, Any], key: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Junk in place of it, and of what is in it where that is read."""
-    if key != "scheduler_t":
+    if key in NEEDED:
         yield (key,), DROPPED
     for value in JUNK.values():
-        if not (key == "pretrained" and value is True) and not (key in ("scheduler_t", "amp") and value is None):
+        if type(value) is not type(whole[key]) or (isinstance(value, dict | int) and value is not True):
             yield (key,), value
     inner = {
         "state_dict_t": [("conv0.weight",)],
@@ -121,9 +119,8 @@ def faults_of(whole: dict[str, Any], key: str) -> Iterator[tuple[tuple[Any, ...]
         "scheduler_t": [("last_epoch",)],
     }
     for path in inner.get(key, ()):
-        for name, value in JUNK.items():
-            if name in ("a list of lists", "named values", "nan", "a text", "nothing"):
-                yield (key, *path), value
+        for name in drawn(("a list of lists", "named values", "nan", "a text", "nothing"), str(path)):
+            yield (key, *path), JUNK[name]
     if key in ("state_dict_t", "optimizer_t"):
         tensors = {"other shape": torch.zeros(3), "half": torch.zeros(16, 3, 3, 3).half()}
         where = ("conv0.weight",) if key == "state_dict_t" else ("state", 0, "momentum_buffer")
@@ -134,17 +131,17 @@ def faults_of(whole: dict[str, Any], key: str) -> Iterator[tuple[tuple[Any, ...]
 CONFIG = {**restore._flags(), **dict.fromkeys(("task", "num_classes", "classes", "file_digest"))}
 
 
-@pytest.mark.parametrize("name", open_defect(CONFIG, "demo"))
+@pytest.mark.parametrize("name", CONFIG)
 def test_an_entry_of_a_checkpoints_configuration(name: str, world: Path, tmp_path: Path) -> None:
     """Whatever it says, an export ends in one line, or in a file that is whole."""
     whole = torch.load(world / "job" / "checkpoint" / "model_best.pt", weights_only=True)
     with somewhere(tmp_path / "here"):
-        for what, value in JUNK.items():
+        for what in drawn(JUNK, name):
+            value = JUNK[what]
             torch.save(spoilt(whole, ("config", name), value), "model.pt")
             ended = type_in("export", "--checkpoint=model.pt", f"--out={what}.safetensors")
             assert ended.status in (0, 2), ended.err
             assert ended.status == 0 or ("model.pt" in ended.err and len(ended.said) == 1), ended.err
-            assert ended.status == 2 or type_in("sizes").status == 0
             assert Path(f"{what}.safetensors").exists() == (ended.status == 0)
             if CONFIG[name] is not None and ended.status == 0:
                 assert is_taken(CONFIG[name], value), f"{name} {value}"
@@ -173,9 +170,6 @@ ENTRIES = (
     *(("preprocessing", "crop"), ("preprocessing", "resize"), ("preprocessing", "std"), ("preprocessing", "std", 0)),
     *(("scheme", name) for name in ("method", "bitW", "abitW", "act_range", "levels", "stage")),
 )
-PETTY = {  # a value that means the same, or changes no result
-    *((("classes", 0), what) for what in ("true", "negative", "huge", "nan")),
-}
 
 
 @pytest.mark.parametrize("path", ENTRIES, ids=lambda path: ".".join(map(str, path)))
@@ -186,7 +180,9 @@ def test_an_entry_of_a_packed_file(path: tuple[Any, ...], world: Path, tmp_path:
     tensors = load_file(world / "net.safetensors")
     with somewhere(tmp_path / "here"):
         Path("photos").symlink_to(world / "photos")
-        for what, value in {**JUNK, "dropped": DROPPED, "absurd": 10**6, "infinite": math.inf}.items():
+        faults = {**JUNK, "dropped": DROPPED, "absurd": 10**6, "infinite": math.inf}
+        for what in ("dropped", *drawn(faults, str(path), 4)):
+            value = faults[what]
             packed.write_tensors(tensors, packed.FORMAT, json.dumps(spoilt(text, path, value)), Path("net.safetensors"))
             before = set(os.listdir())
             ended = type_in("predict", "--model=net.safetensors", "photos")

@@ -14,6 +14,7 @@ from tests.faults.test_entries import places, spoilt
 
 MARKUP = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[31m\n{{ 7 * 7 }}$\\frac{'
 FILES = ("config.json", "summary.json", "metrics.jsonl")
+STRIDE = 25  # of the entries: all with every value take minutes
 FOREIGN: dict[str, Any] = {
     "markup": MARKUP,
     "nested": [{"a": [[MARKUP]]}],
@@ -42,7 +43,7 @@ def test_foreign_values_in_a_jobs_files(what: str, world: Path, tmp_path: Path) 
     with somewhere(tmp_path / "here") as here:
         shutil.copytree(world / "job", "job")
         shutil.rmtree(here / "job" / "checkpoint")  # whose pictures take their time
-        for name, path in cases(world):
+        for name, path in list(cases(world))[list(FOREIGN).index(what) :: STRIDE]:
             whole = (world / "job" / name).read_text()
             (here / "job" / name).write_text(json.dumps(spoilt(json.loads(whole), path, FOREIGN[what])) + "\n")
             page(here, f"{name} {path} {what}")
