@@ -32,6 +32,7 @@ from common.quantizers import METHODS
 from common.quantizers.layers import Quantizer, QuantLayer
 from common.runs import checkpoint
 from common.runs.annotations import Count, NewFile, Seed, one_of
+from common.runs.start import try_network
 from common.runs.tool import run_tool
 from tools.arguments import Batch, Bits, Side
 
@@ -87,6 +88,7 @@ def quantize(
         raise UserError(f"--num_classes {classes}: {folder} holds {len(found.classes)} classes")
     torch.manual_seed(seed)
     floating = build_model(model, num_classes=classes)
+    try_network(floating.eval(), model, len(found.classes), img_size, 1)
     network = build_model(model, method, bitW, abitW, num_classes=classes, quant_linear=quant_linear)
     if weights == NONE:
         print("--weights none: the weights that the network is built with")

@@ -19,7 +19,15 @@ from common.machine.device import choose_device, seed_everything
 from common.models.foreign import is_foreign
 from common.runs.cli import run_cleanly
 from common.runs.job import Job
-from common.runs.start import check_last_batch, check_network, load_heads, load_source, make_network, start_backbone
+from common.runs.start import (
+    check_classes,
+    check_last_batch,
+    check_network,
+    load_heads,
+    load_source,
+    make_network,
+    start_backbone,
+)
 from common.runs.teacher import make_distillation
 
 
@@ -53,6 +61,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         )
         data = DATA[task.data].load(options.data, batching)
         check_last_batch(options, data.train["source"])
+        check_classes(options, len(data.classes))
         print("=> Building model...", flush=True)
         distillation = make_distillation(options, len(data.classes), device, job)
         seed_everything(options.run.seed)

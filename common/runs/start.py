@@ -1,5 +1,7 @@
 """What a run begins with: its network, and the weights that it starts from."""
 
+import contextlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,18 +53,38 @@ def check_last_batch(options: Options, batches: Batches) -> None:
         _try(options, 1, f"the last of {len(batches.image_set)} by --train_batch_size {batches.batch_size}")
 
 
-@torch.no_grad()
+def check_classes(options: Options, classes: int) -> None:
+    """Refuse, before training, a network of others that tells fewer classes apart than the data have."""
+    model = options.quantization.model
+    if known_network(model) is None:
+        network = build_model(model, num_classes=classes, **network_arguments(options)).eval()
+        try_network(network, model, classes, options.data.side, 1)
+
+
 def _try(options: Options, batch: int, what: str) -> None:
     """One pass of the float network over images of the run's size."""
-    side = options.data.side
-    network = build_model(options.quantization.model, **network_arguments(options)).train(not options.run.test_only)
+    model = options.quantization.model
+    network = build_model(model, **network_arguments(options)).train(not options.run.test_only)
+    try_network(network, model, 1, options.data.side, batch, f", {what}")
+
+
+@torch.no_grad()
+def try_network(network: nn.Module, model: str, classes: int, side: int, batch: int, what: str = "") -> None:
+    """One pass of a network over images of this side.
+
+    Raises:
+        UserError: it cannot take them, or does not give every image at least this many logits.
+    """
+    where = f"--model {model}, images of {side} x {side}{what}"
     try:
-        class_logits(network, torch.zeros(batch, 3, side, side))
+        with contextlib.redirect_stderr(io.StringIO()):  # to which a traced network writes where it failed
+            logits = class_logits(network, torch.zeros(batch, 3, side, side))
     except (AssertionError, RuntimeError, ValueError) as error:  # as the layers of torch and torchvision refuse
-        raise UserError(
-            f"--model {options.quantization.model}, images of {side} x {side}, {what}: {reason(error)}; expected what "
-            "this network can take"
-        ) from None
+        raise UserError(f"{where}: {reason(error)}; expected what this network can take") from None
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 2 or shape[1] < classes:
+        what = f"logits {shape}" if shape else f"a {type(logits).__name__}"
+        raise UserError(f"{where}: the network gives {what}; expected ({batch}, {classes}), one for each class")
 
 
 def make_network(options: Options, num_classes: int | None = None) -> nn.Module:

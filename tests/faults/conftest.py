@@ -1,5 +1,6 @@
 """What the cases damage copies of: a trained job, its files to ship, data of every form; a few images each."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from common.data import cifar10
 from common.data.demo import digits
 from common.data.demo.cifar10 import python2_pickle
 from common.data.demo.folder import MARKER
+from common.models.foreign import float_network
 from tests.faults.harness import somewhere, type_in
 
 RUN = ["--data_dir=data", "--download=False", "--num_workers=0", "--device=cpu"]
@@ -44,16 +46,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "net.py").write_text(NET)
     numerals = folder / "digits" / "syndigit" / "imgs_train" / "0"
     next(numerals.iterdir()).rename(numerals / "first.png")
+    write_measured_job(folder / "measured")
     with somewhere(folder):
-        torch.save(
-            {"0.weight": torch.zeros(4, 3, 3, 3), "5.weight": torch.zeros(2, 4), "5.bias": torch.zeros(2)},
-            "weights.pth",
-        )
+        torch.save(float_network("net.py:make", 2).state_dict(), "weights.pth")
         done(RESNET20, *TRAIN, "--num_epochs=1", "--job_dir=job")
         for name in ("net.safetensors", "net.onnx"):
             form = "onnx" if name.endswith("onnx") else "packed"
             done("export", "--checkpoint=job/checkpoint/model_best.pt", f"--out={name}", f"--format={form}")
     return folder
+
+
+def write_measured_job(folder: Path) -> None:
+    """What tools/crp_effect.py reads of a run of two epochs."""
+    folder.mkdir()
+    means = {"target": {"prec1": 50.0}}
+    rows = [{"epoch": epoch, "relation_shift": {"mean": 0.1}, **means} for epoch in range(2)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "summary.json").write_text(json.dumps({"best": means, "demo": True}))
 
 
 def done(program: str, *words: object) -> None:

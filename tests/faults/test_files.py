@@ -2,19 +2,28 @@
 
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from common.engine.trainer import Trainer
+from common.errors import UserError
 from tests.faults.conftest import RESNET20, RUN, TRAIN
 from tests.faults.damage import CONTENTS, OF_KIND, PLACES, flipped
-from tests.faults.harness import refused, somewhere
+from tests.faults.harness import refused, somewhere, type_in
 
 DIGITS = "cross_domain/dann_digits/cdf_alignment"
 OFFICE = "cross_domain/dann_office/cdf_alignment"
 BEST, LAST = "job/checkpoint/model_best.pt", "job/checkpoint/last.pt"
 FOUR = "--bitW=4"
-OF_DIGITS = ["--data_dir=digits", "--download=False", "--bitW=32", "--num_epochs=1", "--job_dir=new"]
+OF_DIGITS = [
+    "--data_dir=digits",
+    "--download=False",
+    "--bitW=32",
+    "--train_batch_size=8",
+    "--num_epochs=1",
+    "--job_dir=new",
+]
 NET = "--model=net.py:make"
 
 
@@ -27,7 +36,7 @@ class Use(NamedTuple):
     command: tuple[str, ...]
     checked: bool = False  # whether a single bit that changed is noticed
     brief: bool = False  # read by what another use has tried in every state
-    may_lack: bool = False  # whether it may be missing, and its last line half-written
+    may_lack: bool = False  # whether it may be missing
     in_folder: bool = False  # found in a folder, of which what is no file is no part
 
     def __str__(self) -> str:
@@ -39,8 +48,8 @@ def of_checkpoint(*command: str, brief: bool = True) -> Use:
 
 
 USES = [
-    of_checkpoint(RESNET20, f"--source_file={BEST}", *RUN, FOUR, "--job_dir=new", brief=False),
-    of_checkpoint(RESNET20, "--test_only", f"--source_file={BEST}", *RUN, FOUR, "--job_dir=new"),
+    of_checkpoint(RESNET20, f"--source_file={BEST}", "--source_dir=.", *RUN, FOUR, "--job_dir=new", brief=False),
+    of_checkpoint(RESNET20, "--test_only", f"--source_file={BEST}", "--source_dir=.", *RUN, FOUR, "--job_dir=new"),
     of_checkpoint("export", f"--checkpoint={BEST}", "--out=new.safetensors", brief=False),
     of_checkpoint("evaluate", f"--model={BEST}", "--data_dir=data"),
     of_checkpoint("evaluate", "--against=" + BEST, "--model=net.safetensors", "--data_dir=data"),
@@ -60,8 +69,8 @@ USES = [
         *("job/metrics.jsonl", ("job",), ".jsonl", (RESNET20, "--resume", *TRAIN, "--num_epochs=3", "--job_dir=job")),
         may_lack=True,
     ),
-    Use("job/metrics.jsonl", ("job",), ".jsonl", ("crp_effect", "--with_crp=job", "--without=job")),
-    Use("job/summary.json", ("job",), ".json", ("crp_effect", "--with_crp=job", "--without=job")),
+    Use("measured/metrics.jsonl", ("measured",), ".jsonl", ("crp_effect", "--with_crp=measured", "--without=measured")),
+    Use("measured/summary.json", ("measured",), ".json", ("crp_effect", "--with_crp=measured", "--without=measured")),
     Use("data/cifar-10-batches-py/data_batch_3", ("data",), "batch", (RESNET20, *TRAIN, "--job_dir=new")),
     Use("data/cifar-10-batches-py/batches.meta", ("data",), "batch", (RESNET20, *TRAIN, "--job_dir=new")),
     *(
@@ -77,6 +86,7 @@ USES = [
         ("digits/syndigit",),
         ".png",
         (DIGITS, "--src_data=syndigit", *OF_DIGITS),
+        may_lack=True,
     ),
     Use("photos/a/2.png", (), ".png", ("predict", "--model=net.safetensors", "photos/a/2.png")),
     Use("photos/a/2.png", ("photos",), ".png", ("predict", "--model=net.safetensors", "photos"), in_folder=True),
@@ -97,8 +107,12 @@ def faults(use: Use) -> list[str]:
         found -= {"without its last byte"}  # an end of line, or what readers of images do not miss
     if use.kind == ".png":
         found -= {"limitless"}  # what follows an image is not read
+    if use.kind == ".jsonl":
+        found -= {"truncated"}  # its last line does not count then
+    if use.kind == ".mat":
+        found -= {"torn"}  # a text that says who wrote it
     if use.may_lack:
-        found -= {"absent", "empty", "zeros", "truncated"}
+        found -= {"absent", *(("empty", "zeros") if use.kind == ".jsonl" else ())}
     if use.in_folder:
         found -= PLACES.keys()
     return sorted(found)
@@ -112,6 +126,20 @@ def test_a_damaged_file_is_refused_in_one_line(use: Use, fault: str, world: Path
         line = refused(*use.command)
         assert Path(use.file).name in line or use.file.split("/")[0] in line, line
         assert not (here / "executed").exists()
+
+
+@pytest.mark.parametrize("use", USES, ids=str)
+def test_what_is_whole_is_taken(use: Use, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is the damage that is refused; a run gets as far as its training, where this stops it."""
+
+    def stop(trainer: Trainer) -> dict[str, Any]:
+        raise UserError("training would begin")
+
+    monkeypatch.setattr(Trainer, "train", stop)
+    with somewhere(tmp_path / "here") as here:
+        bring(world, here, use)
+        ended = type_in(*use.command)
+        assert ended.status == 0 or "training would begin" in ended.err, ended.err
 
 
 def bring(world: Path, here: Path, use: Use) -> None:
