@@ -156,7 +156,7 @@ def test_source_only_ignores_the_target(job: list[str]) -> None:
         (["--src_data", "mnist", "--tgt_data", "mnist"], "--src_data and --tgt_data are both mnist"),
         (["--tgt_data", "usps"], "usps"),
         (["--train_batch_size", "5000"], "5000 is larger than the 720 images"),
-        (["--img_size", "8"], "--img_size: expected a side from 16 to 1024, not '8'"),
+        (["--img_size", "8"], "--img_size: expected a side from 16 to 256, not '8'"),
         (["--select", "test"], "--select"),
         (["--alpha", "-1"], "--alpha"),
     ],

@@ -133,7 +133,7 @@ def test_runs_that_crp_effect_cannot_compare_are_one_line(tmp_path: Path, monkey
     row = '{"relation_shift": {"mean": 0.1}, "target": {"prec1": 50}}'
     good = job("good", whole, row)
     faults = {
-        "nowhere": "nowhere/summary.json: No such file or directory; expected the job_dir of a finished run",
+        "nowhere": "nowhere/summary.json: there is no such file; expected the job_dir of a finished run",
         job("cut", whole[:20], row): "cut: not the files of a finished run",
         job("empty", whole): "empty: not the files of a finished run",
         job("list", "[1]", row): "list: not the files of a finished run",
