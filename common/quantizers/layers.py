@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.quantizers.rounding import FLOAT_BITS, as_integers, exact_grid
-from common.quantizers.steps import Rounding, Step
+from common.quantizers.steps import Invertible, Rounding, Step
 
 
 class Quantizer(nn.Module):
@@ -114,13 +114,19 @@ class QuantAct(Quantizer):
         """What, beside its class and bits, decides what it computes and is in no state."""
         return ()
 
-    def encoding(self) -> tuple[tuple[Step, ...], Rounding, tuple[Step, ...]]:
+    def encoding(self) -> tuple[list[Invertible], Rounding, list[Invertible]]:
         """The steps before the one whose values are codes, that one, and those behind it."""
-        steps = self.steps()
-        place = next(index for index, step in enumerate(steps) if isinstance(step, Rounding))
-        rounding = steps[place]
-        assert isinstance(rounding, Rounding)
-        return steps[:place], rounding, steps[place + 1 :]
+        before: list[Invertible] = []
+        behind: list[Invertible] = []
+        rounding: Rounding | None = None
+        for step in self.steps():
+            if isinstance(step, Rounding):
+                rounding = step
+            else:
+                assert isinstance(step, Invertible)
+                (before if rounding is None else behind).append(step)
+        assert rounding is not None
+        return before, rounding, behind
 
     def position(self, x: Tensor) -> Tensor:
         """The real-valued code of x, in x's shape and type, ascending with x: rounded, it is the code."""

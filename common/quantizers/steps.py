@@ -25,16 +25,20 @@ class Step(ABC):
     def __call__(self, x: Tensor) -> Tensor:
         """The step, in x's shape and type."""
 
-    @abstractmethod
-    def inverse(self, y: Tensor) -> Tensor:
-        """The x that gives y, for y strictly within what the step gives."""
-
     def operands(self) -> list[Operand]:
         return [getattr(self, one.name) for one in fields(self)]  # type: ignore[arg-type]
 
 
+class Invertible(Step):
+    """A step that does not round."""
+
+    @abstractmethod
+    def inverse(self, y: Tensor) -> Tensor:
+        """The x that gives y, for y strictly within what the step gives."""
+
+
 @dataclass(frozen=True, eq=False)
-class Add(Step):
+class Add(Invertible):
     what: Operand
     onnx = "Add"
 
@@ -46,7 +50,7 @@ class Add(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Multiply(Step):
+class Multiply(Invertible):
     by: Operand
     onnx = "Mul"
 
@@ -58,7 +62,7 @@ class Multiply(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Divide(Step):
+class Divide(Invertible):
     by: Operand
     onnx = "Div"
 
@@ -70,7 +74,7 @@ class Divide(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Clip(Step):
+class Clip(Invertible):
     low: float
     high: float
     onnx = "Clip"
@@ -83,7 +87,7 @@ class Clip(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Erf(Step):
+class Erf(Invertible):
     onnx = "Erf"
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -114,9 +118,6 @@ class Round(Rounding):
     def __call__(self, x: Tensor) -> Tensor:
         return torch.round(x)
 
-    def inverse(self, y: Tensor) -> Tensor:
-        return y
-
     def position(self, x: Tensor) -> Tensor:
         return x
 
@@ -138,9 +139,6 @@ class Search(Rounding):
     def __call__(self, x: Tensor) -> Tensor:
         return torch.bucketize(x, self.thresholds.to(x.dtype)).to(x.dtype)
 
-    def inverse(self, y: Tensor) -> Tensor:
-        raise NotImplementedError("a code stands for an interval")
-
     def position(self, x: Tensor) -> Tensor:
         inner, (first, last) = self.thresholds.to(x.dtype), self.ends
         knots = torch.cat((2 * first - inner[:1], inner, 2 * last - inner[-1:]))
@@ -153,7 +151,7 @@ class Search(Rounding):
 
 
 @dataclass(frozen=True, eq=False)
-class Lookup(Step):
+class Lookup(Invertible):
     """The entry of a table, (L,) ascending, that a code from 0 on points at."""
 
     table: Tensor

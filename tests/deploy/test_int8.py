@@ -112,17 +112,15 @@ def test_networks_of_others_compute_their_function_in_bytes(name: str, bits: int
             torch.testing.assert_close(torch.from_numpy(logits), model(x[:1]).detach(), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("method", "bits"), [(name, bits) for name in METHODS for bits in (2, 3, 4, 8) if bits in METHODS[name].act_bits]
+)
 def test_an_epilogue_gives_the_integers_of_a_quantizers_levels(method: str, bits: int) -> None:
-    if bits not in METHODS[method].act_bits:
-        pytest.skip("not a width of this method")
     act: Any = METHODS[method].activation(bits, make_scheme(method, bitW=4, abitW=bits))
     x = torch.cat((torch.linspace(-3, 3, 2001), torch.tensor([0.0, 50.0, -50.0])))
     act.train()(x.abs())  # gives learned scales a value
     found = act.eval().integers()
-    if found is None:
-        pytest.skip("its levels are no multiples of a unit")
+    assert found is not None
     nodes = Nodes()
     write_integers(nodes, act, found[0], "integers", "x")
     helper = onnx.helper

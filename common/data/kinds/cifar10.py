@@ -163,20 +163,6 @@ def published_corruptions(options: Cifar10Options) -> Path:
     return cifar10c.find(data_folder(options.data_dir, cifar10c.FOLDERS[0]))
 
 
-def make_batches(images: ImageSet, batching: Batching, train: bool) -> TensorBatches:
-    return TensorBatches(
-        image_set=images,
-        batch_size=batching.train if train else batching.test,
-        mean=cifar10.MEAN,
-        std=cifar10.STD,
-        seed=batching.seed,
-        shuffle=train,
-        augment="crop_flip" if train else None,
-        device=batching.device,
-        share=batching.share if train else Share(),
-    )
-
-
 def split_seen(options: Cifar10Options, other: dict[str, Any]) -> str:
     held_out = ("select", "val_fraction", "split_seed")
     if options.select != "val" or all(other.get(name) == getattr(options, name) for name in held_out):
