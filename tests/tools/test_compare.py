@@ -20,7 +20,7 @@ from common.quantizers import METHODS
 from tests.conftest import REPOSITORY
 from tests.tools.entry import refused, type_in, words_of
 from tools import compare
-from tools.runs import result_tables
+from tools.runs import recorded, result_tables
 from tools.runs.comparison import VARIANTS, Cell, cells_of, defines
 
 TASK = Task("resnet20", Path("."), "resnet20_quant", stem="res20")
@@ -176,11 +176,11 @@ def test_a_later_evaluation_counts_only_for_the_same_network(tmp_path: Path) -> 
     summary = {"best": {"test_prec1": 50.0}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "test.json").write_text(json.dumps({"test": {"prec1": 60.0}, "shift": {"mean": 1}}))
-    assert result_tables.read_summary(tmp_path) == summary
+    assert recorded.read_summary(tmp_path) == summary
     (tmp_path / "test.json").write_text(json.dumps({"test": {"prec1": 50.0}, "shift": {"mean": 1}}))
-    assert result_tables.read_summary(tmp_path) == {**summary, "shift": {"mean": 1}}
+    assert recorded.read_summary(tmp_path) == {**summary, "shift": {"mean": 1}}
     (tmp_path / "summary.json").write_text("{")
-    assert result_tables.read_summary(tmp_path) is None, "half a file is not a finished run"
+    assert recorded.read_summary(tmp_path) is None, "half a file is not a finished run"
 
 
 def synthetic(accuracies: dict[tuple[str, int], list[float]], demo: bool = True) -> list[dict[str, Any]]:
@@ -255,7 +255,7 @@ def test_effective_bits_leave_out_the_image_and_bound_what_was_not_counted(tmp_p
         "layers": [{"layer": str(i), "weight_levels": w, "input_levels": x} for i, (w, x) in enumerate(layers)],
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    row = result_tables.result(tmp_path, "ours", 4, "float_seed0")
+    row = recorded.result(tmp_path, "ours", 4, "float_seed0")
     assert row is not None
     expected = {
         "weight_bits": pytest.approx(8 / 3),
@@ -272,8 +272,8 @@ def test_effective_bits_leave_out_the_image_and_bound_what_was_not_counted(tmp_p
 def test_results_of_other_cells_stay_and_those_of_the_same_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     first, second, third = synthetic({("ours", 4): [1.0, 2.0, 3.0]})
-    result_tables.merge(path, [first, second])
-    result_tables.merge(path, [{**second, "seed": 9}, third])
+    recorded.merge(path, [first, second])
+    recorded.merge(path, [{**second, "seed": 9}, third])
     assert [row["seed"] for row in lines(path)] == [0, 9, 2]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.quantizers import METHODS
 from tools.page.jobs import JobRecord
-from tools.runs import result_tables
+from tools.runs import recorded, result_tables
 
 WITHOUT_EFFECT = {  # flags that do not make a result another one
     *("seed", "job_dir", "source_dir", "data_dir", "tgt_data_dir", "download", "device", "gpus", "num_workers"),
@@ -62,11 +62,11 @@ class Entry:
 
     @property
     def effective(self) -> dict[str, Any]:
-        """`result_tables.effective` of the first run."""
+        """`recorded.effective` of the first run."""
         run = self.runs[0]
         method = METHODS.get(str(run.facts["method"]))
         reported = method.reported_weight_bits if method else None
-        return result_tables.effective(run.summary["layers"], run.widths != (32, 32), reported)
+        return recorded.effective(run.summary["layers"], run.widths != (32, 32), reported)
 
     @property
     def curve(self) -> list[dict[str, Any]]:

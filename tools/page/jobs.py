@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import UserError, one_line
 from common.reading import parse_json, read_rows, read_text
-from tools.runs import result_tables
+from tools.runs import recorded
 
 MARKS = ("config.json", "summary.json", "metrics.jsonl")  # a folder with one of them is a job's
 UNREADABLE = (
@@ -175,7 +175,7 @@ def read(folder: Path, name: str) -> JobRecord:
             run.problem = f"unfinished: {len(run.history)} of {epochs} epochs; --resume continues it"
             return run
         run.summary = _json(folder / "summary.json")
-        run.summary = result_tables.read_summary(folder) or run.summary  # with what a later --test_only found
+        run.summary = recorded.read_summary(folder) or run.summary  # with what a later --test_only found
         run.summary = _printable(run.summary)
         run.check()
     except UNREADABLE as error:

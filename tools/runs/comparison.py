@@ -10,7 +10,7 @@ from common.config.tasks import Task
 from common.errors import UserError
 from common.quantizers import METHODS, Method
 from common.quantizers.rounding import FLOAT_BITS
-from tools.runs import paired, result_tables
+from tools.runs import paired, recorded, result_tables
 from tools.runs.budget import Budget
 from tools.runs.main_flags import with_effect
 from tools.runs.plan import BEST, Plan, Planned
@@ -32,10 +32,10 @@ class Cell:
     seed: int
     source: str | None = None
 
-    def result(self, folder: Path) -> result_tables.Result | None:
+    def result(self, folder: Path) -> recorded.Result | None:
         """Its line of results.jsonl; None: it is not finished."""
         weight_bits = None if self.source is None else method_of(self.method).reported_weight_bits
-        return result_tables.result(folder / self.name, self.method, self.bits, self.source, weight_bits)
+        return recorded.result(folder / self.name, self.method, self.bits, self.source, weight_bits)
 
     def arguments(self, folder: Path, shift: bool, adapt: bool = False) -> list[str]:
         """Flags of main.py for what is left to do in ``folder``: training, a later evaluation, or nothing (empty)."""
@@ -44,7 +44,7 @@ class Cell:
         if self.source is not None:
             width = ["--method", method, *extra, *width]
         job = [*width, "--seed", str(self.seed), "--job_dir", str(folder / self.name)]
-        summary = result_tables.read_summary(folder / self.name)
+        summary = recorded.read_summary(folder / self.name)
         if summary is not None:
             left = (shift and "shift" not in summary) or (adapt and not _is_adapted(summary, shift))
             return [*job, *(["--shift"] if shift else []), "--test_only"] if left else []

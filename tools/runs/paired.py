@@ -10,7 +10,8 @@ import numpy as np
 
 from common.quantizers.rounding import FLOAT_BITS
 from common.writing import write_whole
-from tools.runs.result_tables import Result, Value, best, last, reestimated, shifted
+from tools.runs.recorded import Result
+from tools.runs.result_tables import Value, best, last, reestimated, shifted
 
 FLOAT = "float"
 VALUES: Mapping[str, Value] = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools.runs import readme_table, result_tables
+from tools.runs import readme_table, recorded
 from tools.runs.main_flags import with_effect
 from tools.runs.plan import Plan, Planned
 from tools.runs.programs import programs
@@ -49,7 +49,7 @@ def reproduction(
 def write(folder: Path, runs: Sequence[TableRun], demo: bool, budget: Budget) -> str:
     """Write results.jsonl and table.md of one task; returns the table."""
     found = [entry for run in runs if (entry := readme_table.result(run, folder)) is not None]
-    result_tables.merge(folder / "results.jsonl", found)
+    recorded.merge(folder / "results.jsonl", found)
     said = budget.said_of(runs[0].task.name, [entry["last"]["epoch"] for entry in found])
     table = readme_table.markdown(runs[0].task, runs, {entry["cell"]: entry for entry in found}, demo, said)
     (folder / "table.md").write_text(table)

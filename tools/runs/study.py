@@ -15,7 +15,7 @@ from common.flags import shown
 from common.measure.criteria import CRITERIA
 from common.reading import read_json, read_rows
 from common.writing import write_whole
-from tools.runs import result_tables
+from tools.runs import recorded
 from tools.runs.main_flags import WITHOUT_EFFECT, with_effect
 from tools.runs.plan import BEST, Plan, Planned
 from tools.runs.programs import main_of, programs
@@ -134,7 +134,7 @@ def _arguments(study: Study, entry: Entry, seed: int, passed: Mapping[str, str],
 
 def _figures(job: Path) -> dict[str, Any] | None:
     """What a finished run says of itself; None: it is not finished."""
-    return result_tables.read_summary(job)
+    return recorded.read_summary(job)
 
 
 def row_of(study: Study, entry: Entry, seed: int, passed: Mapping[str, str], out: Path) -> Row | None:
@@ -163,7 +163,7 @@ def row_of(study: Study, entry: Entry, seed: int, passed: Mapping[str, str], out
         "protocol": summary["protocol"],
         "source": f"{entry.start}_seed{seed}" if entry.start else None,
         "top1": selections(history),
-        "effective": result_tables.effective(summary["layers"], summary["bitW"] < 32),
+        "effective": recorded.effective(summary["layers"], summary["bitW"] < 32),
         "shift": summary.get("shift"),
         "command": shlex.join(["python", str(main_of(entry.task).relative_to(REPOSITORY)), *words]),
     }

@@ -14,7 +14,7 @@ from common.quantizers.rounding import FLOAT_BITS
 from tools.runs.main_flags import flag_names
 from tools.runs.plan import BEST
 from tools.runs.programs import programs
-from tools.runs.result_tables import read_summary
+from tools.runs.recorded import read_summary
 
 PARTS = {"daq": "DAQ", "grad": "Gradient Approx.", "crp": "CRP"}  # of the method; the tables' columns
 ABLATION = (("daq",), ("daq", "grad"), ("daq", "grad", "crp"))
