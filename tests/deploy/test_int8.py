@@ -143,14 +143,19 @@ def described() -> tuple[nn.Module, Description]:
     return description.build(), description
 
 
+def written(format: str, described: tuple[nn.Module, Description], folder: Path) -> Path:
+    path = folder / f"digits{FORMATS[format].suffix}"
+    FORMATS[format].write(*described, path)
+    return path
+
+
 @pytest.mark.parametrize("format", ["onnx-int8", "openvino"])
 def test_a_file_runs_with_the_engine_alone(
     format: str, described: tuple[nn.Module, Description], tmp_path: Path
 ) -> None:
     """Class names and preprocessing are in the file, and the batch is of any size or set by the reader."""
     network, description = described
-    path = tmp_path / f"digits{FORMATS[format].suffix}"
-    FORMATS[format].write(network, description, path)
+    path = written(format, described, tmp_path)
     script = f"""
 import json, sys
 import numpy as np, openvino
@@ -184,8 +189,7 @@ def test_fast_is_openvino_whatever_the_file(
     format: str, described: tuple[nn.Module, Description], tmp_path: Path
 ) -> None:
     network, description = described
-    path = tmp_path / f"digits{FORMATS[format].suffix}"
-    FORMATS[format].write(network, description, path)
+    path = written(format, described, tmp_path)
     file = open_file(path, fast=True)
     assert "fast" in file.line()
     assert file.description == description
