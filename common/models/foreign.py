@@ -1,6 +1,7 @@
 """Float networks of others by name: ``torchvision:NAME``, ``timm:NAME``, and ``FILE.py:FUNCTION`` of the user's own."""
 
 import hashlib
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
@@ -124,8 +125,16 @@ def _of_file(name: str, num_classes: int) -> nn.Module:
     return network
 
 
+class _NoCache(importlib.machinery.SourceFileLoader):
+    """Leaves no ``__pycache__`` beside the user's file."""
+
+    def set_data(self, path: str, data: object, *, _mode: int = 0) -> None:
+        pass
+
+
 def _function(path: Path, function: str) -> Callable[..., Any]:
-    spec = importlib.util.spec_from_file_location(f"network_{path.stem}", path)
+    name = f"network_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_NoCache(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -38,8 +38,11 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("command", ["train", "quantize"])
-@pytest.mark.parametrize("name", FILES)
+CASES = [(name, command) for name in FILES for command in ("train", "quantize")]
+CASES.remove(("one class too few", "quantize"))  # there the network says how many there are
+
+
+@pytest.mark.parametrize(("name", "command"), CASES)
 def test_a_file_that_makes_no_network_for_these_data(name: str, command: str, world: Path, tmp_path: Path) -> None:
     with somewhere(tmp_path / "here"):
         for place in ("data", "photos"):
@@ -47,8 +50,6 @@ def test_a_file_that_makes_no_network_for_these_data(name: str, command: str, wo
         Path("own.py").write_text(FILES[name])
         if command == "train":
             line = refused(RESNET20, *TRAIN, "--num_epochs=1", "--model=own.py:make", "--job_dir=new")
-        elif name == "one class too few":
-            return  # there are two
         else:
             line = refused("quantize", "--model=own.py:make", "--images=photos", "--img_size=32", "--out=new.pt")
         assert any(name in line for name in ("own.py", "Net: ", "Flatten "))

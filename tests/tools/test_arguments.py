@@ -130,14 +130,14 @@ def test_runs_that_crp_effect_cannot_compare_are_one_line(tmp_path: Path, monkey
         return name
 
     whole = '{"best": {"target": {"prec1": 50}}, "demo": true}'
-    row = '{"relation_shift": {"mean": 0.1}, "target": {"prec1": 50}}'
+    row = '{"epoch": 0, "relation_shift": {"mean": 0.1}, "target": {"prec1": 50}}'
     good = job("good", whole, row)
     faults = {
         "nowhere": "nowhere/summary.json: there is no such file; expected the job_dir of a finished run",
         job("cut", whole[:20], row): "cut/summary.json: not a complete JSON file",
         job("empty", whole): "empty: not the files of a finished run",
         job("list", "[1]", row): "list/summary.json: not a complete JSON file (it holds a list",
-        job("single", whole, '{"test": {"prec1": 50}}'): "single: this run did not measure its relations",
+        job("single", whole, '{"epoch": 0, "test": {"prec1": 50}}'): "single: this run did not measure its relations",
         f"{good},{job('longer', whole, row, row)}": "with CRP: runs of 1 and 2 epochs; expected equally many",
     }
     for folders, line in faults.items():
