@@ -69,7 +69,10 @@ def program(words: list[str]) -> list[str]:
 def main() -> NoReturn:
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help") or words in ([TRAIN, "-h"], [TRAIN, "--help"]):
-        print(help_text())
+        try:
+            print(help_text(), flush=True)
+        except BrokenPipeError:  # of a pipe such as "| head"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     try:
         command = program(words)

@@ -13,7 +13,7 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 if sys.version_info < (3, 10):  # noqa: UP036
     print(f"{sys.argv[0]}: error: Python {platform.python_version()}: expected 3.10 or newer", file=sys.stderr)
@@ -106,17 +106,22 @@ def within(version: str, bounds: str) -> bool:
     )
 
 
-def accelerator() -> list[str]:
-    """torch, and what it can compute on.
-
+def imported(package: str) -> Any:
+    """
     Raises:
-        UserError: torch is installed, and cannot be imported.
+        UserError: it is installed, and cannot be imported.
     """
     try:
-        torch = importlib.import_module("torch")
-    except (ImportError, OSError) as error:
-        raise UserError(f"torch is installed and cannot be imported ({error}); install another build of it") from None
-    importlib.import_module("torchvision")
+        return importlib.import_module(package)
+    except (ImportError, OSError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{package} is installed and cannot be imported ({why}); install another build of it") from None
+
+
+def accelerator() -> list[str]:
+    """torch, and what it can compute on; raises UserError as ``imported``."""
+    torch = imported("torch")
+    imported("torchvision")
     beside = "; not compiled for this torch, its missing operators are declared" if declared() else ""
     lines = [f"torch {torch.__version__}, torchvision {metadata.version('torchvision')}{beside}", shipping()]
     if torch.cuda.is_available():

@@ -38,14 +38,14 @@ def evaluate(
     Args:
         model: the file.
         against: another of the same task; prints how many predictions and by how much logits differ.
-        images: a folder of class folders to take in place of the task's test data; a torchvision network has no other.
+        images: a folder of class folders to take in place of the task's test data; a network of others has no other.
         network: name of the network, for a checkpoint that does not record it.
         fast: let OpenVINO run --model on the CPU, a network as its integer graph; --against stays as it is.
         alignment: a file of tools/realign.py to apply to --model; --against stays as it is.
-        flags: for the data: --demo --data_dir --tgt_data_dir --download --src_data --tgt_data --train_split
-            --split_seed --allow_partial --eval_batch_size --num_workers --device --gpus. What is not typed is as in the
-            file's run, --demo apart. For a checkpoint also --method --bitW --abitW --act_range --levels --stage
-            --img_size --quant_shortcut --quant_linear.
+        flags: for the data: --demo --data_dir --tgt_data_dir --download --dataset --src_data --tgt_data
+            --train_split --split_seed --allow_partial --eval_batch_size --num_workers --device --gpus. What is not
+            typed is as in the file's run, --demo apart. For a checkpoint also --method --bitW --abitW --act_range
+            --levels --stage --img_size --quant_shortcut --quant_linear.
     """
     typed, wanted = divided(flags)
     if images is not None and wanted:

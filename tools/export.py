@@ -21,6 +21,7 @@ from common.deploy.check import compared
 from common.deploy.description import Description
 from common.deploy.extras import NotInstalled
 from common.deploy.formats import FORMATS, Format
+from common.deploy.graph import ClassLogits
 from common.deploy.restore import restore
 from common.errors import UserError
 from common.measure.coverage import coverage
@@ -83,6 +84,8 @@ def _check(wanted: Format, network: nn.Module, description: Description, out: Pa
         computes, _ = wanted.read(out, model)
     except NotInstalled as error:
         return f"warning: not compared with the network it was made from: {error}"
+    if isinstance(computes, nn.Module):
+        computes = ClassLogits(computes)
     return f"{wanted.engine or 'torch'} from the file: {compared(network, computes, description.image_shape)}"
 
 

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data.locate import REPOSITORY
 from common.errors import UserError
+from common.reading import read_text
 from common.runs.tool import run_tool
 from common.writing import write_whole
 from tools.runs.result_page import BLOCK, block_of, draw, fill, read_rows
@@ -26,10 +27,7 @@ def results(*, docs: Path = REPOSITORY / "docs", check: bool = False) -> None:
         check: write nothing, and fail where the page is not what the results say.
     """
     page = docs / "results.md"
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{page}: {error.strerror}; expected the page of results") from None
+    text = read_text(page, "the page of results")
     drawn = fill(text, lambda name: block_of(read(docs / "studies" / f"{name}.json"), rows_of(docs, name)))
     if check:
         if drawn != text:

@@ -46,7 +46,7 @@ def study(
         file: the study: title, data, budget, seeds, flags of all runs, and the runs, each with a name, flags and,
             under "from", the run that it starts from.
         out: folder of the runs (default: results/NAME).
-        results: file of the lines (default: docs/results/NAME.jsonl).
+        results: file of the lines (default: results/NAME.jsonl beside the folder of the study).
         workers: runs at a time (default: 1; all with Slurm); of several CUDA devices each gets its own.
         launcher: local or slurm.
         slurm: for Slurm, such as "partition=gpu,timeout_min=240,gpus_per_node=1,cpus_per_task=4".
@@ -58,7 +58,7 @@ def study(
         described,
         passed_on(flags, tasks, TYPED_HERE),
         out or Path("results", described.name),
-        results or file.parents[1] / "results" / f"{described.name}.jsonl",
+        results or file.resolve().parents[1] / "results" / f"{described.name}.jsonl",
     )
     carry_out(plan, Launch(workers, launcher, slurm or {}, dry_run))
 

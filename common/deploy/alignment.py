@@ -19,12 +19,12 @@ from common.adaptation.realign import Statistics, layers_with_statistics, set_st
 from common.deploy.packed.file import ALIGNMENT_FORMAT, read_tensors, write_tensors
 from common.deploy.packed.tensors import tensors_of
 from common.errors import UserError
-from common.flags import shown
+from common.flags import LONGEST_PATH, shown
 from common.reading import is_whole, ordinary, parse_json
 
 SUFFIX = ".alignment.safetensors"
 MOST_BYTES = 64 * 2**20
-MOST_PRIOR, MOST_SOURCE = 1e9, 1000
+MOST_PRIOR = 1e9
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _values(about: dict[str, Any]) -> tuple[str, int, str, float]:
         raise ValueError(f"its base is {shown(base)}")
     if not (isinstance(images, int) and is_whole(images, 1)):
         raise ValueError(f"its number of images is {shown(images)}")
-    if not (isinstance(source, str) and len(source) <= MOST_SOURCE and source.isprintable()):
+    if not (isinstance(source, str) and len(source) <= LONGEST_PATH and source.isprintable()):
         raise ValueError(f"its source is {shown(source)}")
     if not (isinstance(prior, int | float) and 0 <= prior <= MOST_PRIOR):
         raise ValueError(f"its prior is {shown(prior)}")

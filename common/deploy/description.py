@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -69,16 +70,18 @@ class Description:
     def demo(self) -> bool:
         return bool(self.data.get("demo"))
 
-    def named(self, typed: str | None) -> "Description":
+    def named(self, typed: str | None, path: Path) -> "Description":
         """With the network's name as the user typed it; without that, code of a file that a file names is never run.
 
+        Args:
+            path: the file that names it, for the message.
         Raises:
             UserError: the network is one of a file, and nothing was typed.
         """
         if typed is None and is_of_file(self.model):
             raise UserError(
-                f"its network is {shown(self.model)}, code that is not run because a file says so; type it: --network "
-                "FILE.py:FUNCTION"
+                f"{path}: its network is {shown(self.model)}, code that is not run because a file says so; type it: "
+                "--network FILE.py:FUNCTION, or --model where --checkpoint is the file"
             )
         return self if typed is None else replace(self, model=typed)
 

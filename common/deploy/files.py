@@ -28,7 +28,7 @@ class Classifier:
     Attributes:
         logits: (B, 3, H, W) float32, normalised, to (B, num_classes) class logits on the CPU.
         form: "checkpoint" or the name of a format. notes: lines to tell the user.
-        network: what computes them, in evaluation mode; None: an engine of its own, or the fast path.
+        network: what computes them, in evaluation mode; None: an engine of its own.
     """
 
     path: Path

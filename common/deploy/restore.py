@@ -54,7 +54,7 @@ def restore(path: Path | str, **typed: Any) -> tuple[nn.Module, Description, lis
     try:
         entry = known_network(config["model"])
         if entry is None:
-            description = _of_others(config, path).named(given.get("model"))
+            description = _of_others(config, path).named(given.get("model"), path)
         else:
             weights = checkpoint.weights_of(content, path)
             bias = f"{entry.class_layer}.bias"

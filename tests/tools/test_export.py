@@ -200,6 +200,13 @@ def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said
     assert all(cells[5].startswith("0 of ") for cells in rows.values() if cells[5])
 
 
+def test_a_packed_network_with_a_discriminator_is_compared_with_what_it_was(tmp_path: Path, said: Said) -> None:
+    state = fill_by_name(build_model("MNISTmodel_quant", bitW=4, abitW=4)).state_dict()
+    torch.save({"state_dict_t": state}, tmp_path / "ours.pt")
+    export(checkpoint=tmp_path / "ours.pt", out=tmp_path / "ours.safetensors", model="MNISTmodel_quant", bitW=4)
+    assert "torch from the file: largest difference of logits 0" in said()
+
+
 def test_a_digits_network_of_ours_has_all_forms(demo_data: Callable[[], Path], tmp_path: Path, said: Said) -> None:
     state = fill_by_name(build_model("MNISTmodel_quant", bitW=4, abitW=4)).state_dict()
     torch.save({"state_dict_t": state}, tmp_path / "ours.pt")

@@ -36,7 +36,7 @@ class Budget:
         if self.schedule == "steps" and "--lr_decay_steps" not in given:
             recipe = parse(task, [*given, *words]).training
             share = self.epochs_per_bit / recipe.num_epochs
-            words += ["--lr_decay_steps", str([round(epoch * share) for epoch in recipe.lr_decay_steps])]
+            words += ["--lr_decay_steps", str([max(1, round(epoch * share)) for epoch in recipe.lr_decay_steps])]
         return [*words, "--num_epochs", str(self.epochs_per_bit)]
 
     def settings(self) -> dict[str, Any]:

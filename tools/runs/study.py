@@ -104,7 +104,7 @@ def plan_of(study: Study, passed: Mapping[str, str], out: Path, results: Path) -
         for entry in study.runs:
             job = f"{entry.name}_seed{seed}"
             source = f"{entry.start}_seed{seed}" if entry.start else None
-            left = _arguments(study, entry, seed, passed, out) if _figures(out / job) is None else []
+            left = _arguments(study, entry, seed, passed, out) if recorded.read_summary(out / job) is None else []
             planned.append(Planned(job, entry.task, out, left, source))
 
     def collect(folder: Path) -> str:
@@ -132,18 +132,13 @@ def _arguments(study: Study, entry: Entry, seed: int, passed: Mapping[str, str],
     return [*words, "--seed", str(seed), "--job_dir", str(out / f"{entry.name}_seed{seed}"), "--resume"]
 
 
-def _figures(job: Path) -> dict[str, Any] | None:
-    """What a finished run says of itself; None: it is not finished."""
-    return recorded.read_summary(job)
-
-
 def row_of(study: Study, entry: Entry, seed: int, passed: Mapping[str, str], out: Path) -> Row | None:
     """The line of a run: what it was, what it found by every selection, and the command that repeats it.
 
     None: it is not finished.
     """
     job = out / f"{entry.name}_seed{seed}"
-    summary = _figures(job)
+    summary = recorded.read_summary(job)
     if summary is None:
         return None
     kept = {name: value for name, value in passed.items() if name[2:] not in WITHOUT_EFFECT}

@@ -52,14 +52,22 @@ def load(path: Path | str, network: str | None = None) -> tuple[nn.Module, Descr
     path = Path(path)
     text, tensors = read_tensors(path, FORMAT)
     try:
-        description = Description.from_json(text).named(network)
+        recorded = Description.from_json(text)
+    except ValueError as error:
+        raise _of_no_network(path, error) from None
+    description = recorded.named(network, path)
+    try:
         with torch.device("meta"):  # shapes alone: nothing is allocated before they fit
             check(description.build(), tensors)
         built = description.build()
         fill(built, tensors)
     except (ValueError, TypeError, KeyError, RuntimeError, UserError) as error:
-        raise UserError(f"{path}: no network of this program ({error}); export it again") from None
+        raise _of_no_network(path, error) from None
     return built, description
+
+
+def _of_no_network(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: no network of this program ({error}); export it again")
 
 
 def save_state(network: nn.Module, path: Path | str) -> None:
