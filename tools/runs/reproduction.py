@@ -7,12 +7,12 @@ from tools.runs import readme_table, recorded
 from tools.runs.main_flags import with_effect
 from tools.runs.plan import Plan, Planned
 from tools.runs.programs import programs
-from tools.runs.row_budget import Budget
+from tools.runs.row_budget import RowBudget
 from tools.runs.table_runs import TableRun
 
 
 def reproduction(
-    runs: Sequence[TableRun], *, demo: bool, fetched: bool, budget: Budget, passed: Mapping[str, str], out: Path
+    runs: Sequence[TableRun], *, demo: bool, fetched: bool, budget: RowBudget, passed: Mapping[str, str], out: Path
 ) -> Plan:
     """The plan of rows and what they start from.
 
@@ -46,7 +46,7 @@ def reproduction(
     return Plan(planned, by_folder, collect, out, each="row", trims=True)
 
 
-def write(folder: Path, runs: Sequence[TableRun], demo: bool, budget: Budget) -> str:
+def write(folder: Path, runs: Sequence[TableRun], demo: bool, budget: RowBudget) -> str:
     """Write results.jsonl and table.md of one task; returns the table."""
     found = [entry for run in runs if (entry := readme_table.result(run, folder)) is not None]
     recorded.merge(folder / "results.jsonl", found)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib import pyplot as plt
 
-from common.reading import read_objects
 from tools import pictures
+from tools.runs.paired import Difference
 from tools.runs.result_tables import mean_and_spread
 from tools.runs.study import Row, Study
 
@@ -25,15 +24,6 @@ RULES = {
     "test": "best by test",
 }
 By = dict[tuple[str, int], Row]  # by name of the run, and seed
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The lines of docs/results/NAME.jsonl; none where there is no such file.
-
-    Raises:
-        UserError: a line is damaged.
-    """
-    return read_objects(path, "the results of a study, which writes them anew")
 
 
 def fill(page: str, block: Callable[[str], str]) -> str:
@@ -107,13 +97,12 @@ def verdict(by: By, first: str, second: str) -> str:
     if not seeds:
         return "not measured yet"
     ours, theirs = ([by[name, seed]["top1"]["last"] for seed in seeds] for name in (first, second))
-    differences = np.subtract(ours, theirs)
-    mean, deviation = mean_and_spread(list(differences))
-    figures = f"{_number(ours)} against {_number(theirs)}, {mean:+.2f} points"
+    found = Difference({seed: one - other for seed, one, other in zip(seeds, ours, theirs, strict=True)})
+    figures = f"{_number(ours)} against {_number(theirs)}, {found.mean:+.2f} points"
     if len(seeds) < 3:
         return f"{figures}; {len(seeds)} seed{'s' * (len(seeds) > 1)}, so no verdict"
-    error = deviation / math.sqrt(len(seeds))
-    word = "not told apart" if abs(mean) <= 2 * error else "supported" if mean > 0 else "contradicted"
+    error = found.standard_error
+    word = "not told apart" if abs(found.mean) <= 2 * error else "supported" if found.mean > 0 else "contradicted"
     return f"{word}, {figures} (standard error {error:.2f}, {len(seeds)} seeds)"
 
 

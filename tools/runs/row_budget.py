@@ -25,7 +25,7 @@ SHORT: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Budget:
+class RowBudget:
     """A budget by its name, which folders and tables bear; without one rows spend what the tables say."""
 
     name: str = ""
@@ -44,16 +44,16 @@ class Budget:
         return f": budget {self.name}, {spent} epoch{'s' * (spent != '1')} where the paper has {whole}"
 
 
-def budget_of(word: str | None) -> Budget:
+def budget_of(word: str | None) -> RowBudget:
     """short, or a JSON file of flags by task, such as {"dann_digits": {"num_epochs": 6}}.
 
     Raises:
         UserError: it is no such file, or names a task or a flag that is not there.
     """
     if word is None:
-        return Budget()
+        return RowBudget()
     if word == "short":
-        return Budget(word, SHORT)
+        return RowBudget(word, SHORT)
     path = Path(word)
     content = read_json(path, 'short, or a file such as {"dann_digits": {"num_epochs": 6}}')
     for task, flags in content.items():
@@ -62,4 +62,4 @@ def budget_of(word: str | None) -> Budget:
         known = {name for one in programs()[task] for name in flag_names(one)}
         if unknown := sorted(flags.keys() - known):
             raise UserError(f"{path}: {task} has no flag {shown(unknown[0])}")
-    return Budget(path.stem, content)
+    return RowBudget(path.stem, content)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,9 @@ from common.config.tasks import Task
 from common.data.kinds.base import SELECT
 from common.data.locate import REPOSITORY
 from common.errors import UserError
-from common.flags import shown
+from common.flags import name_below, shown
 from common.measure.criteria import CRITERIA
-from common.reading import read_json, read_rows
+from common.reading import is_whole, read_json, read_rows
 from common.writing import write_whole
 from tools.runs import recorded
 from tools.runs.main_flags import WITHOUT_EFFECT, with_effect
@@ -79,15 +80,18 @@ def read(path: Path) -> Study:
         ]
         fields = {key: content[key] for key in ("title", "data", "budget", "seeds", "flags")}
         study = Study(path.stem, **fields, runs=runs, claims=content.get("claims", ()))
+        flags = [study.flags, *(run.flags for run in study.runs)]
+        if not all(isinstance(one, dict) for one in flags) or not all(is_whole(seed, 0) for seed in study.seeds):
+            raise TypeError("flags that are no names and values, or seeds that are no whole numbers")
         names: set[str] = set()
         for run in study.runs:
             if run.name in names or (run.start is not None and run.start not in names):
                 raise UserError(f"{path}: run {shown(run.name)} is named twice, or before what it starts from")
-            names.add(run.name)
+            names.add(name_below(run.name))
         for claim in study.claims:
             if {claim["with"], claim["without"]} - names:
                 raise UserError(f"{path}: the claim {shown(claim['says'])} names a run that is not there")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ArgumentTypeError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: {type(error).__name__} {error}; expected {EXPECTED}") from None
     return study
 
