@@ -25,8 +25,8 @@ class Distillation:
     def loss(self, images: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
         """``distillation_loss`` over all images of a step, those of both domains alike."""
         with torch.no_grad():
-            taught = [self.teacher(one) for one in images]
-        return distillation_loss(torch.cat(list(logits)), torch.cat(taught), self.temperature)
+            taught = self.teacher(torch.cat(list(images)))
+        return distillation_loss(torch.cat(list(logits)), taught, self.temperature)
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

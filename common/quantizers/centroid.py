@@ -87,7 +87,10 @@ def _look_up(u: Tensor, table: Tensor, grid: Grid) -> Tensor:
         for code in range(1, len(table) - 1):
             values = torch.where(codes >= code, table[code], values)
         return values
-    return table.index_select(0, codes.nan_to_num_(nan=len(table) - 1).flatten().int()).view_as(codes)
+    entries = codes.nan_to_num_(nan=len(table) - 1).int()
+    if not codes.is_contiguous():  # channels last, which indexing keeps; selecting is faster and would not
+        return table[entries]
+    return table.index_select(0, entries.flatten()).view_as(codes)
 
 
 def root_mean_square(w: Tensor) -> Tensor:

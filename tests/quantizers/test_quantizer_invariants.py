@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.alignq import align_weight
+from common.quantizers.layers import WeightQuantizer
 from common.quantizers.rounding import exact_grid
 
 WIDTHS = st.integers(2, 5)
@@ -60,3 +61,15 @@ def test_opposite_levels_cancel_to_the_last_bit(bits, r, dtype):
     levels = exact_grid(bits, r).values(torch.arange(2**bits, dtype=dtype))
     assert torch.equal(levels, -levels.flip(0)), "else the ReLU behind a residual sum decides by rounding noise"
     assert levels[-1] == r
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_channels_last_stay_last_and_change_nothing(method: str) -> None:
+    scheme = make_scheme(method, bitW=4, abitW=4)
+    x = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0)).relu_()
+    for quantizer in (scheme.weights(), METHODS[method].activation(4, scheme)):
+        if isinstance(quantizer, WeightQuantizer):
+            quantizer.initialise(x)
+        expected, found = quantizer(x), quantizer(x.contiguous(memory_format=torch.channels_last))
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
