@@ -1,7 +1,7 @@
 """Batches of the images of a domain, decoded by workers or kept in memory."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common.data.folders import ImageList
 from common.data.seeding import generator
 from common.data.sharding import Share, batch_count
-from common.data.tensors import drawn
+from common.data.tensors import ImageSet, TensorBatches, drawn
 from common.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -80,7 +80,6 @@ class FolderBatches:
         self.image_list = image_list
         self.batch_size = batch_size
         self.img_size = img_size
-        self.augment = augment
         self.seed = seed
         self.domain = domain
         self.num_workers = num_workers
@@ -95,18 +94,31 @@ class FolderBatches:
         self._mean = torch.tensor(IMAGENET_MEAN, device=self.device).reshape(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=self.device).reshape(3, 1, 1)
 
-    def sample(self, count: int, seed: int = 0) -> Tensor:
-        """Some of the images, or all, as an evaluation has them: (n, 3, S, S) float32. No label is read."""
-        images = self.image_list.subset(drawn(count, len(self.image_list), seed).tolist())
-        batches = FolderBatches(
-            image_list=images,
-            batch_size=32,
-            img_size=self.img_size,
-            train=False,
-            augment=self.augment,
+    @property
+    def labels(self) -> Tensor:
+        """Of all images, in the order of the list, (N,) int64."""
+        return torch.tensor(self.image_list.labels)
+
+    def held(self, places: Sequence[int] | Tensor | None = None) -> TensorBatches:
+        """The images at `places`, or all, in memory, as an evaluation crops and normalises them."""
+        images = self.image_list if places is None else self.image_list.subset(torch.as_tensor(places).tolist())
+        crops = self._crops
+        plain = _Crops(images, crops.side, crops.size, "", crops.key, cache=False)
+        pixels = torch.stack([plain.cropped(image, 0, 0, 0) for image in images.decoded(crops.side)])
+        image_set = ImageSet(
+            pixels.permute(0, 3, 1, 2).contiguous(), torch.tensor(images.labels), images.classes, images.domain
+        )
+        return TensorBatches(
+            image_set=image_set,
+            batch_size=self.batch_size,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
             device=self.device,
         )
-        return torch.cat([batch for batch, _ in batches])
+
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """Some of the images, or all, as an evaluation has them: (n, 3, S, S) float32. No label is read."""
+        return self.held(drawn(count, len(self.image_list), seed)).sample(count)
 
     def set_epoch(self, epoch: int, cycle: int = 0) -> None:
         """Choose the order and the augmentation of the next iteration.
@@ -193,9 +205,9 @@ class _Crops(Dataset):
             image = self.images.decoded(self.side)[index] if self.cache else self.images.image(index, self.side)
         except UserError as error:
             return _Failure(str(error))
-        return self._cropped(image, epoch, cycle, index), self.images.labels[index]
+        return self.cropped(image, epoch, cycle, index), self.images.labels[index]
 
-    def _cropped(self, image: Tensor, epoch: int, cycle: int, index: int) -> Tensor:
+    def cropped(self, image: Tensor, epoch: int, cycle: int, index: int) -> Tensor:
         """(S, S, 3) of (side, side, 3): the centre, or what the augmentation draws."""
         if not self.augment:
             start = round((self.side - self.size) / 2)

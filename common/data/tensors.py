@@ -67,14 +67,10 @@ class ImageSet:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
-        draws = generator("split", seed)
-        held_out = torch.zeros(len(self), dtype=torch.bool)
-        for index in range(len(self.classes)):
-            members = (self.labels == index).nonzero().flatten()
-            count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-            if count > 0:
-                held_out[members[torch.randperm(len(members), generator=draws)[:count]]] = True
-        return self.subset((~held_out).nonzero().flatten()), self.subset(held_out.nonzero().flatten())
+        held_out = of_every_class(self.labels, fraction, seed)
+        rest = torch.ones(len(self), dtype=torch.bool)
+        rest[held_out] = False
+        return self.subset(rest.nonzero().flatten()), self.subset(held_out)
 
 
 class TensorBatches:
@@ -144,12 +140,21 @@ class TensorBatches:
         self._mean = torch.as_tensor(mean, dtype=torch.float32, device=self.device).reshape(-1, 1, 1)
         self._std = torch.as_tensor(std, dtype=torch.float32, device=self.device).reshape(-1, 1, 1)
 
+    @property
+    def labels(self) -> Tensor:
+        """Of all images, in the order of the set, (N,) int64."""
+        return self.image_set.labels
+
     def of(self, image_set: ImageSet) -> "TensorBatches":
         """Batches of other images, drawn and normalised as these."""
         other = copy.copy(self)
         other.image_set = image_set
         other._images, other._labels = image_set.images.to(self.device), image_set.labels.to(self.device)
         return other
+
+    def held(self, places: Tensor | Sequence[int] | None = None) -> "TensorBatches":
+        """The images at `places`, or all: they are in memory anyway."""
+        return self if places is None else self.of(self.image_set.subset(places))
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """Some of the images, or all, as an evaluation has them: (n, C, H, W) float32. No label is read."""
@@ -190,6 +195,21 @@ class TensorBatches:
 def drawn(count: int, of: int, seed: int = 0) -> Tensor:
     """``count`` places among ``of``, or all of them, ascending: a function of the numbers alone, (n,) int64."""
     return torch.randperm(of, generator=generator("sample", seed))[:count].sort().values
+
+
+def of_every_class(labels: Tensor, fraction: float, seed: int = 0) -> Tensor:
+    """The places of `fraction` of every class, drawn by `seed`, ascending, (n,) int64.
+
+    Of a class with two images or more at least one is in and one is out; a single image is out.
+    """
+    draws = generator("split", seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for index in range(int(labels.max()) + 1 if len(labels) else 0):
+        members = (labels == index).nonzero().flatten()
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        if count > 0:
+            chosen[members[torch.randperm(len(members), generator=draws)[:count]]] = True
+    return chosen.nonzero().flatten()
 
 
 def resize(image_set: ImageSet, size: int) -> ImageSet:

@@ -3,17 +3,22 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from common.adaptation import Objective
 from common.data import cifar10c
 from common.data.corruptions import STRENGTHS, corrupt
 from common.data.kinds import RunData
 from common.data.kinds.cifar10 import PUBLISHED, published_corruptions
-from common.data.tensors import ImageSet, drawn
+from common.data.tensors import TensorBatches, drawn, of_every_class
 from common.engine.evaluation import measure
 from common.engine.realignment import realigned
 from common.runs.job import Job
 
-Pairs = Iterator[tuple[str, list[tuple[ImageSet, ImageSet | None]]]]  # by kind, for each strength: tested, adapted to
+Pairs = Iterator[
+    tuple[str, list[tuple[TensorBatches, TensorBatches | None]]]
+]  # by kind, for each strength: tested, adapted to
 
 
 def evaluate_shifted(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
@@ -24,19 +29,18 @@ def evaluate_shifted(objective: Objective, data: RunData, job: Job) -> dict[str,
     the mean corruption error as its papers report it, 100 - "mean" (in per cent, not divided by another network's).
     """
     options = job.options
-    test: Any = data.test["test"]
     published = options.data.shift == PUBLISHED
     plain: dict[str, Any] = {}
     adapted: dict[str, Any] = {}
     images = 0
-    for kind, pairs in _published(job) if published else _own(data, job):
+    for kind, pairs in _published(data, job) if published else _own(data, job):
         plain[kind], adapted[kind] = [], []
         for tested, others in pairs:
-            images, batches = len(tested), test.of(tested)
-            plain[kind].append(measure(objective, batches)[0]["prec1"])
+            images = len(tested.labels)
+            plain[kind].append(measure(objective, tested)[0]["prec1"])
             if others is not None:
-                with realigned(objective, test.of(others).sample(len(others)), job):
-                    adapted[kind].append(measure(objective, batches)[0]["prec1"])
+                with realigned(objective, others.sample(len(others.labels)), job):
+                    adapted[kind].append(measure(objective, tested)[0]["prec1"])
         _log(kind, plain[kind], job)
         _log(f"{kind}, re-aligned", adapted[kind], job)
     result = {**plain, **_means(plain, published), "images": images}
@@ -48,35 +52,38 @@ def evaluate_shifted(objective: Objective, data: RunData, job: Job) -> dict[str,
 
 def _own(data: RunData, job: Job) -> Pairs:
     """The project's own corruptions, of the test set; adapted to are training images."""
-    test: Any = data.test["test"]
-    train: Any = data.train["source"]
-    clean, count = _sampled(test.image_set, job), job.options.realignment.adapt_images
-    others = train.image_set.subset(drawn(count, len(train.image_set)))
-    adapts = job.options.realignment.adapt != "none"
+    test, train, options = data.test["test"], data.train["source"], job.options.realignment
+    clean = test.held(_chosen(test.labels, job))
+    others = None if options.adapt == "none" else train.held(drawn(options.adapt_images, len(train.labels)))
     for kind, strengths in STRENGTHS.items():
         levels = range(1, len(strengths) + 1)
-        yield kind, [(corrupt(clean, kind, n), corrupt(others, kind, n, seed=1) if adapts else None) for n in levels]
+        tested = [_corrupted(clean, kind, n) for n in levels]
+        adapted_to = [None if others is None else _corrupted(others, kind, n, seed=1) for n in levels]
+        yield kind, list(zip(tested, adapted_to, strict=True))
 
 
-def _published(job: Job) -> Pairs:
+def _corrupted(clean: TensorBatches, kind: str, level: int, seed: int = 0) -> TensorBatches:
+    return clean.of(corrupt(clean.image_set, kind, level, seed))
+
+
+def _published(data: RunData, job: Job) -> Pairs:
     """CIFAR-10-C; adapted to are some of its images, which are then not tested on."""
-    folder = published_corruptions(job.options.data)
-    options = job.options.realignment
+    folder, options = published_corruptions(job.options.data), job.options.realignment
+    test = data.test["test"].held()
     for kind in (*cifar10c.KINDS, *cifar10c.EXTRA):
-        pairs: list[tuple[ImageSet, ImageSet | None]] = []
+        pairs: list[tuple[TensorBatches, TensorBatches | None]] = []
         for whole in cifar10c.load(folder, kind):
-            if options.adapt == "none":
-                pairs.append((_sampled(whole, job), None))
-                continue
-            places = drawn(options.adapt_images, len(whole))
-            rest = sorted(set(range(len(whole))) - set(places.tolist()))
-            pairs.append((_sampled(whole.subset(rest), job), whole.subset(places)))
+            places = drawn(0 if options.adapt == "none" else options.adapt_images, len(whole))
+            rest = whole.subset(sorted(set(range(len(whole))) - set(places.tolist())))
+            tested = test.of(rest.subset(_chosen(rest.labels, job)))
+            pairs.append((tested, test.of(whole.subset(places)) if len(places) else None))
         yield kind, pairs
 
 
-def _sampled(images: ImageSet, job: Job) -> ImageSet:
+def _chosen(labels: Tensor, job: Job) -> Tensor:
+    """The places of those that --shift_images tests on."""
     wanted = job.options.data.shift_images
-    return images.split(wanted / len(images), seed=0)[1] if 0 < wanted < len(images) else images
+    return of_every_class(labels, wanted / len(labels)) if 0 < wanted < len(labels) else torch.arange(len(labels))
 
 
 def _means(found: dict[str, list[float]], published: bool) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """--dataset in a single-domain program: CIFAR-100's files, and a folder with train/ and test/ or val/."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import torch
 from PIL import Image
 
 from common.data import cifar100
+from common.data.corruptions import STRENGTHS, corrupt
 from common.data.demo.cifar10 import python2_pickle
 from common.data.demo.folder import MARKER
-from common.data.folder_batches import IMAGENET_MEAN, FolderBatches
+from common.data.folder_batches import IMAGENET_MEAN, IMAGENET_STD, FolderBatches
 from common.data.folders import read_domain
 from common.data.kinds.base import Batching
 from common.data.kinds.cifar10 import Cifar10Options, load
@@ -120,8 +122,32 @@ def test_a_folder_is_cropped_as_its_size_asks(folder: Path, size: int, resize: i
 def test_a_sample_has_the_images_as_an_evaluation_sees_them(folder: Path, size: int) -> None:
     train = load(Cifar10Options(dataset=str(folder), img_size=size), BATCHING).train["source"]
     assert isinstance(train, FolderBatches)
-    tested = FolderBatches(image_list=train.image_list, batch_size=5, img_size=size, train=False, augment=train.augment)
+    augment = "resized_crop" if size >= 64 else "pad_crop_flip"
+    tested = FolderBatches(image_list=train.image_list, batch_size=5, img_size=size, train=False, augment=augment)
     assert torch.equal(train.sample(100), torch.cat([images for images, _ in tested]))
+
+
+def test_images_of_a_folder_are_corrupted_as_an_evaluation_crops_them(folder: Path, tmp_path: Path) -> None:
+    words = ["--dataset", folder, "--img_size", 32, "--num_workers", 0, "--bitW", 32, "--abitW", 32]
+    result = run(
+        "single_domain/resnet20",
+        *[*words, "--num_epochs", 1, "--train_batch_size", 6, "--job_dir", tmp_path / "job"],
+        *["--shift", "--shift_images", 8, "--adapt", "bn", "--adapt_images", 16],
+    )
+    assert result.returncode == 0, result.stderr
+    shift = json.loads((tmp_path / "job/summary.json").read_text())["shift"]
+    assert shift["images"] == 9  # three of each class: the same share of all
+    assert set(STRENGTHS) < set(shift)
+    assert set(STRENGTHS) < set(shift["adapted"])
+    assert shift["adapted"]["images"] == 16
+
+    options = Cifar10Options(dataset=str(folder), img_size=32)
+    test = load(options, BATCHING).test["test"].held([0, 7])
+    dark = test.of(corrupt(test.image_set, "brightness", 3)).sample(2) - test.sample(2)
+    most = 0.3 / torch.tensor(IMAGENET_STD).reshape(3, 1, 1)
+    assert test.labels.tolist() == [0, 1]
+    assert bool((dark <= most + 0.01).all())
+    assert torch.allclose(dark.amax((0, 2, 3)), most.flatten(), atol=0.02)
 
 
 def test_small_images_are_padded_with_black_and_large_ones_cut_to_parts_of_themselves(tmp_path: Path) -> None:
@@ -155,7 +181,7 @@ def test_what_is_wrong_with_a_folder_is_one_line(folder: Path, tmp_path: Path) -
     wrong = [
         ({"dataset": str(tmp_path / "none")}, "there is no such folder; expected cifar10, cifar100, or a folder"),
         ({"dataset": str(tmp_path)}, "no train/ in it"),
-        ({"dataset": str(folder), "shift": True}, "--shift: corrupts the images of cifar10 or cifar100"),
+        ({"dataset": str(folder), "shift": "cifar10c"}, "its images are CIFAR-10's"),
         ({"dataset": str(folder), "demo": True}, "the demo has images of its own"),
     ]
     for options, expected in wrong:

@@ -59,7 +59,7 @@ def load(options: Cifar10Options, batching: Batching) -> RunData:
     """Training and test set and, for --select val, "val": of a folder that has val/ beside test/ that, else held out.
 
     Raises:
-        UserError: the data are not there or not as they should be, or --demo or --shift is asked of a folder.
+        UserError: the data are not there or not as they should be, or --demo or --shift cifar10c is asked of a folder.
     """
     if options.demo and options.dataset != "cifar10":
         raise UserError(f"--demo --dataset {options.dataset}: the demo has images of its own; leave one of them out")
@@ -102,8 +102,8 @@ def load(options: Cifar10Options, batching: Batching) -> RunData:
 
 
 def _load_folder(options: Cifar10Options, batching: Batching) -> RunData:
-    if options.shift != NONE:
-        raise UserError(f"--shift: corrupts the images of {' or '.join(KNOWN)}, not of --dataset {options.dataset}")
+    if options.shift == PUBLISHED:
+        published_corruptions(options)
     root = Path(options.dataset)
     if not root.is_dir():
         raise UserError(
