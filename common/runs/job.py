@@ -2,18 +2,15 @@
 
 import json
 import logging
-import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Collection
-from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.config.options import Options
 from common.errors import UserError
@@ -21,25 +18,15 @@ from common.flags import BARE
 from common.machine import distributed
 from common.machine.device import random_state, set_random_state
 from common.models.foreign import changed_since, digest_of
-from common.reading import ordinary, read_rows, reason
+from common.reading import read_rows, reason
 from common.runs import checkpoint
 from common.runs.folder import PROGRAM, RunFolder
+from common.runs.log import DETAIL, RunLog
 from common.runs.progress import METRICS, read_metrics, read_progress
 from common.writing import write_whole
 
 LOG = "logger.log"
-DETAIL = logging.INFO - 5  # level of what is for the file alone
 FEATURES_BEFORE = "features_before.npz"
-
-
-class _BarAwareHandler(logging.StreamHandler):
-    """Writes above a progress bar instead of through it, and leaves details to the file."""
-
-    def filter(self, record: logging.LogRecord) -> Any:
-        return super().filter(record) if record.levelno > DETAIL else False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
 
 
 class Job:
@@ -69,7 +56,7 @@ class Job:
         self.split_seen = self.teacher = ""
         self.classes: tuple[str, ...] = ()
         self._writers: dict[str, Any] = {}
-        self._handlers: list[logging.Handler] = []
+        self._log: RunLog | None = None
         self._bring: Callable[[], None] = lambda: None  # what a resumed run takes over, once it begins
         self._place: RunFolder | None = None
         self.logger = logging.getLogger("alignq")
@@ -78,7 +65,9 @@ class Job:
             self._place = RunFolder(self.folder)
             try:
                 self._place.prepare(reset=options.run.reset, refuse=self._refusal)
-                self._log_to_file()
+                self._log = RunLog(self.logger, self.folder / LOG)
+                for note in options.notes:
+                    self.log(note)
             except BaseException:
                 self.close()
                 raise
@@ -96,23 +85,6 @@ class Job:
             )
         return ""
 
-    def _log_to_file(self) -> None:
-        """From ``begin`` on; what is logged before waits for it."""
-        self.logger.setLevel(DETAIL)
-        self.logger.propagate = False
-        layout = logging.Formatter("%(asctime)s | %(message)s", "%m/%d %I:%M:%S %p")
-        if os.path.lexists(self.folder / LOG):
-            ordinary(self.folder / LOG, "the log of a run")
-        self._file = logging.FileHandler(self.folder / LOG, delay=True)
-        self._early = MemoryHandler(10**6, logging.CRITICAL + 1, self._file, flushOnClose=False)
-        self._handlers = [self._early, _BarAwareHandler(), self._file]
-        for handler in self._handlers:
-            handler.setFormatter(layout)
-        for handler in self._handlers[:2]:
-            self.logger.addHandler(handler)
-        for note in self.options.notes:
-            self.log(note)
-
     def _trimmed(self) -> bool:
         return self.best.exists() and (self.folder / "summary.json").exists()
 
@@ -125,9 +97,8 @@ class Job:
         if not again:
             self._write_config()
         self._bring()
-        self._early.flush()
-        self.logger.removeHandler(self._early)
-        self.logger.addHandler(self._file)
+        if self._log is not None:
+            self._log.begin()
 
     def _write_config(self) -> None:
         values = self.options.flat()
@@ -299,9 +270,8 @@ class Job:
         """Flush the writers and let go of the folder."""
         for writer in self._writers.values():
             writer.close()
-        for handler in self._handlers:
-            self.logger.removeHandler(handler)
-            handler.close()
+        if self._log is not None:
+            self._log.close()
         if self._place is not None:
             self._place.close()
 
