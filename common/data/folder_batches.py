@@ -80,6 +80,7 @@ class FolderBatches:
         self.image_list = image_list
         self.batch_size = batch_size
         self.img_size = img_size
+        self.augment = augment
         self.seed = seed
         self.domain = domain
         self.num_workers = num_workers
@@ -97,8 +98,14 @@ class FolderBatches:
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """Some of the images, or all, as an evaluation has them: (n, 3, S, S) float32. No label is read."""
         images = self.image_list.subset(drawn(count, len(self.image_list), seed).tolist())
-        size = self._crops.size
-        batches = FolderBatches(image_list=images, batch_size=32, img_size=size, train=False, device=self.device)
+        batches = FolderBatches(
+            image_list=images,
+            batch_size=32,
+            img_size=self.img_size,
+            train=False,
+            augment=self.augment,
+            device=self.device,
+        )
         return torch.cat([batch for batch, _ in batches])
 
     def set_epoch(self, epoch: int, cycle: int = 0) -> None:

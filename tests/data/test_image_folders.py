@@ -116,6 +116,14 @@ def test_a_folder_is_cropped_as_its_size_asks(folder: Path, size: int, resize: i
     assert not torch.equal(next(iter(train))[0], batches[0])
 
 
+@pytest.mark.parametrize("size", [32, 96])
+def test_a_sample_has_the_images_as_an_evaluation_sees_them(folder: Path, size: int) -> None:
+    train = load(Cifar10Options(dataset=str(folder), img_size=size), BATCHING).train["source"]
+    assert isinstance(train, FolderBatches)
+    tested = FolderBatches(image_list=train.image_list, batch_size=5, img_size=size, train=False, augment=train.augment)
+    assert torch.equal(train.sample(100), torch.cat([images for images, _ in tested]))
+
+
 def test_small_images_are_padded_with_black_and_large_ones_cut_to_parts_of_themselves(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / "set" / name).mkdir(parents=True)
