@@ -17,13 +17,14 @@ Norm = _BatchNorm | StandardisedAct
 Statistics = dict[Norm, list[Tensor]]  # copies of the buffers
 
 
-def norms(model: nn.Module) -> list[Norm]:
-    """The modules that keep statistics."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm | StandardisedAct) and m.track_running_stats]
+def norms(model: nn.Module) -> dict[str, Norm]:
+    """The modules that keep statistics, by name."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm | StandardisedAct)}
+    return {name: module for name, module in found.items() if module.track_running_stats}
 
 
 def statistics_of(model: nn.Module) -> Statistics:
-    return {norm: [buffer.clone() for buffer in norm.buffers()] for norm in norms(model)}
+    return {norm: [buffer.clone() for buffer in norm.buffers()] for norm in norms(model).values()}
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def estimate_statistics(
         batches: (B, C, H, W) on the model's device, B >= 2; drawn once, none is kept.
         arguments: passed behind the images. forward: what is called with them, and calls the model; None: the model.
     """
-    momenta = {norm: norm.momentum for norm in norms(model)}
+    momenta = {norm: norm.momentum for norm in norms(model).values()}
     seen = dict.fromkeys(momenta, 0)
     before = statistics_of(model)
     count = 0  # images of the batch: a layer may see more rows than that, such as windows
@@ -91,7 +92,7 @@ def on_batch_statistics(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        for norm in norms(model):
+        for norm in norms(model).values():
             norm.training = True
         with scales_from_first_batch(model), torch.no_grad():
             yield
