@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import UserError
+from common.measure.statistics import norms, restore_statistics, statistics_of
 from common.models import class_logits
 from common.quantizers.standardised import StandardisedAct
 
@@ -92,26 +93,27 @@ def realign(network: nn.Module, images: Tensor, prior: float = PRIOR, at_once: i
             not finite; the network is then left as it was.
     """
     refuse_few(len(images), prior)
-    network.eval()
-    order = order_of(images)
+    before, modes = statistics_of(network), {module: module.training for module in network.modules()}
+    order, count = order_of(images), len(images)
     images = images[order]
-    reached, size = _layers_reached(network, images[:1])
-    at_once = at_once or max(1, AT_ONCE // size)
-    before = {name: _statistics(norm) for name, norm in reached.items()}
     try:
-        if len(images) <= at_once:
-            with _hooked(reached.values(), lambda norm, x: _settle(norm, [of_images(x, norm)], prior)):
+        network.eval()
+        reached, size = _layers_reached(network, images[:1])
+        at_once = at_once or max(1, AT_ONCE // size)
+        if count <= at_once:
+            with _hooked(reached.values(), lambda norm, x: _settle(norm, [of_images(x, norm, count)], count, prior)):
                 logits = _run(network, images)
         else:
             for norm in reached.values():
-                _settle(norm, _seen_by(norm, network, images.split(at_once)), prior)
+                _settle(norm, _seen_by(norm, network, images.split(at_once)), count, prior)
             logits = torch.cat([_run(network, chunk) for chunk in images.split(at_once)])
         found = {name: _statistics(norm) for name, norm in reached.items()}
         if not all(bool(one.isfinite().all()) for one in found.values()):
             raise UserError("the statistics of these images are not finite; expected images as the network takes them")
     except BaseException:
-        for name, norm in reached.items():
-            set_statistics(norm, before[name])
+        restore_statistics(before)
+        for module, training in modes.items():
+            module.training = training
         raise
     return Realigned(found, logits[order.argsort()])
 
@@ -148,12 +150,18 @@ def share(moments: Moments, norm: Norm, count: int, prior: float) -> float:
     return count / (count + prior * (1 + SHIFT / shift)) if shift > 0 else 0.0
 
 
-def of_images(x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Each image's own mean and variance by channel, (B, C) float64, of a layer's input (B, C, ...).
+def of_images(x: Tensor, norm: Norm, count: int) -> tuple[Tensor, Tensor]:
+    """Each image's own mean and variance by channel, (n, C) float64, of a layer's input (n, C, ...).
 
-    Of a ``StandardisedAct``, which has one of each for the whole tensor, (B, 1).
+    Of a ``StandardisedAct``, which has one of each for the whole tensor, (n, 1).
+
+    Args:
+        count: n. The input may have several rows of each image, one after another, such as the windows of a Swin; rows
+            that are not as many for every image stand for themselves.
     """
-    rows = x.detach().float().reshape(len(x), x.shape[1] if isinstance(norm, _BatchNorm) else 1, -1)
+    rows = x.detach().float() if isinstance(norm, _BatchNorm) else x.detach().float().reshape(-1, 1)
+    parts = count if len(rows) % count == 0 else len(rows)
+    rows = rows.reshape(parts, len(rows) // parts, rows.shape[1], -1).transpose(1, 2).flatten(2)
     var, mean = torch.var_mean(rows, dim=2, correction=0)
     return mean.double(), var.double()
 
@@ -173,14 +181,6 @@ def order_of(images: Tensor) -> Tensor:
     return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
 
 
-def layers_with_statistics(network: nn.Module) -> dict[str, Norm]:
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, _BatchNorm | StandardisedAct) and module.track_running_stats
-    }
-
-
 def set_statistics(norm: Norm, values: Tensor) -> None:
     """(2, C) float32, mean and variance; (2, 1) of a ``StandardisedAct``."""
     mean, var = values.to(norm.running_mean)
@@ -195,16 +195,16 @@ def _statistics(norm: Norm) -> Tensor:
     return torch.stack((norm.running_mean.reshape(-1), norm.running_var.reshape(-1))).float().cpu()
 
 
-def _settle(norm: Norm, parts: list[tuple[Tensor, Tensor]], prior: float) -> None:
+def _settle(norm: Norm, parts: list[tuple[Tensor, Tensor]], count: int, prior: float) -> None:
     means, variances = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     moments, (mean, var) = pooled(means, variances), _statistics(norm).double()
-    part = share(moments, norm, len(means), prior)
+    part = share(moments, norm, count, prior)
     set_statistics(norm, torch.stack((mean.lerp(moments.mean, part), var.lerp(moments.var, part))))
 
 
 def _layers_reached(network: nn.Module, image: Tensor) -> tuple[dict[str, Norm], int]:
     """The layers with statistics that an image reaches, in that order, and the bytes of the largest input."""
-    names = {norm: name for name, norm in layers_with_statistics(network).items()}
+    names = {norm: name for name, norm in norms(network).items()}
     reached: dict[str, Norm] = {}
     sizes = [1]
 
@@ -223,7 +223,7 @@ def _seen_by(norm: Norm, network: nn.Module, chunks: Iterable[Tensor]) -> list[t
     parts: list[tuple[Tensor, Tensor]] = []
 
     def see(norm: Norm, x: Tensor) -> None:
-        parts.append(of_images(x, norm))
+        parts.append(of_images(x, norm, len(chunk)))
         raise _Reached
 
     with _hooked([norm], see):
@@ -239,8 +239,8 @@ def _run(network: nn.Module, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _hooked(norms: Iterable[Norm], see: Callable[[Norm, Tensor], None]) -> Iterator[None]:
-    hooks = [norm.register_forward_pre_hook(lambda norm, args: see(norm, args[0])) for norm in norms]
+def _hooked(layers: Iterable[Norm], see: Callable[[Norm, Tensor], None]) -> Iterator[None]:
+    hooks = [norm.register_forward_pre_hook(lambda norm, args: see(norm, args[0])) for norm in layers]
     try:
         yield
     finally:

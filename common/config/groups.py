@@ -130,7 +130,11 @@ class Realignment:
     """Re-alignment of the evaluated networks (common.adaptation.realign), beside what they are without it."""
 
     adapt: str = flag("none", help="also evaluate re-aligned: bn by BatchNorm statistics", choices=("none", "bn"))
-    adapt_images: int = flag(256, count, "images of each domain or corruption to re-align by, never of the test set")
+    adapt_images: int = flag(
+        256,
+        count,
+        "training images of each domain or corruption to re-align by; of cifar10c some that are then not tested on",
+    )
     adapt_prior: float = flag(PRIOR, non_negative, "the source's statistics count as so many images")
 
 

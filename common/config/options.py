@@ -252,6 +252,12 @@ def _refuse_idle(values: Mapping[str, Any], typed: Collection[str]) -> None:
     for name in ("lr_decay_steps", "lr_gamma"):
         if name in typed and values[name] and values["schedule"] == "cosine":
             raise UserError(f"--{name}: belongs to --schedule steps, this run has --schedule cosine")
+    for name in ("adapt_images", "adapt_prior"):
+        if name in typed and values["adapt"] == "none":
+            raise UserError(f"--{name}: belongs to --adapt bn, which this run does not have")
+    for name in ("distill", "reestimate"):
+        if name in typed and values[name] and values["test_only"]:
+            raise UserError(f"--{name}: belongs to training, this run has --test_only; leave one of them out")
 
 
 def _adaptation(values: Mapping[str, Any], typed: Collection[str]) -> str:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.adaptation.realign import Statistics, layers_with_statistics, set_statistics
+from common.adaptation.realign import Statistics, set_statistics
 from common.deploy.packed.file import ALIGNMENT_FORMAT, read_tensors, write_tensors
 from common.deploy.packed.tensors import tensors_of
 from common.errors import UserError
 from common.flags import LONGEST_PATH, shown
+from common.measure.statistics import norms
 from common.reading import is_whole, ordinary, parse_json
 
 SUFFIX = ".alignment.safetensors"
@@ -64,7 +65,7 @@ class Alignment:
             UserError: it belongs to another network, which is then left as it was.
         """
         self.refuse_other(base_digest(network), path)
-        layers = layers_with_statistics(network)
+        layers: dict[str, Any] = norms(network)
         for name, values in self.statistics.items():
             if name not in layers or layers[name].running_mean.numel() != values.shape[1]:
                 raise UserError(f"{path}: {_other(f'a layer {shown(name)} of {values.shape[1]} channels')}")
@@ -132,7 +133,7 @@ def base_digest(network: nn.Module) -> str:
     Raises:
         UserError: as ``tensors_of``.
     """
-    layers = layers_with_statistics(network)
+    layers = norms(network)
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors_of(network).items()):
         if name == "activation_moments" or name.rpartition(".")[0] in layers:

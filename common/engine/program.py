@@ -16,7 +16,7 @@ from common.engine.trainer import Trainer
 from common.errors import UserError
 from common.machine import acceleration, distributed
 from common.machine.device import choose_device, seed_everything
-from common.models.foreign import is_foreign
+from common.models.foreign import digest_of, is_foreign
 from common.runs.cli import run_cleanly
 from common.runs.job import Job
 from common.runs.start import (
@@ -65,7 +65,7 @@ def run(task: Task, argv: Sequence[str] | None = None) -> dict[str, Any]:
         print("=> Building model...", flush=True)
         distillation = make_distillation(options, len(data.classes), device, job)
         seed_everything(options.run.seed)
-        job.classes = data.classes
+        job.classes, job.file_digest = data.classes, digest_of(options.quantization.model)
         network = make_network(options, len(data.classes))
         content = load_source(network, options, job)
         pretrained = content is not None or start_backbone(network, options, job)

@@ -17,19 +17,23 @@ Norm = _BatchNorm | StandardisedAct
 Statistics = dict[Norm, list[Tensor]]  # copies of the buffers
 
 
-def norms(model: nn.Module) -> list[Norm]:
-    """The modules that keep statistics."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm | StandardisedAct) and m.track_running_stats]
+def norms(model: nn.Module) -> dict[str, Norm]:
+    """The modules that keep statistics, by name."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm | StandardisedAct)}
+    return {name: module for name, module in found.items() if module.track_running_stats}
 
 
 def statistics_of(model: nn.Module) -> Statistics:
-    return {norm: [buffer.clone() for buffer in norm.buffers()] for norm in norms(model)}
+    return {norm: [buffer.clone() for buffer in norm.buffers()] for norm in norms(model).values()}
 
 
+@torch.no_grad()
 def restore_statistics(statistics: Statistics) -> None:
     for norm, values in statistics.items():
         for buffer, value in zip(norm.buffers(), values, strict=True):
             buffer.copy_(value)
+        if isinstance(norm, StandardisedAct):
+            norm.see_statistics()
 
 
 def estimate_statistics(
@@ -37,39 +41,38 @@ def estimate_statistics(
     batches: Iterable[Tensor],
     *arguments: object,
     forward: Callable[..., object] | None = None,
-    prior: float = 0.0,
 ) -> None:
-    """Give every running mean and variance its average over the images of the batches, the old value as a prior.
+    """Give every running mean and variance its average over the images of the batches; the old value is forgotten.
 
-    Of batches with n_b images and a statistic s_b each, and the old value s_0, with N0 the prior:
-
-        s = (N0 s_0 + sum_b n_b s_b) / (N0 + sum_b n_b)
-
-    computed as it goes, each batch counting n_b / (N0 + images so far). Every batch is normalised by its own statistics
-    on its way through, as in training; all else, dropout for one, is in evaluation mode. Weights, modes and momenta
-    stay as they were, and statistics too where the pass fails or no image comes by.
+    Of batches with n_b images and a statistic s_b each: s = sum_b n_b s_b / sum_b n_b, computed as it goes, each batch
+    counting n_b / (images so far), so that every image counts once (with batches of one size this is torch's
+    ``momentum=None``). Every batch is normalised by its own statistics on its way through, as in training; all else,
+    dropout for one, is in evaluation mode. Weights, modes and momenta stay as they were, and statistics too where the
+    pass fails or no image comes by.
 
     Args:
         batches: (B, C, H, W) on the model's device, B >= 2; drawn once, none is kept.
         arguments: passed behind the images. forward: what is called with them, and calls the model; None: the model.
-        prior: N0 >= 0, how many images the old statistics count as. 0: the old ones are forgotten (with batches of one
-            size these are torch's ``momentum=None``). The mixture with the source's of Schneider et al., NeurIPS 2020,
-            arXiv 2006.16971.
     """
-    momenta = {norm: norm.momentum for norm in norms(model)}
-    seen = dict.fromkeys(momenta, prior)
+    momenta = {norm: norm.momentum for norm in norms(model).values()}
+    seen = dict.fromkeys(momenta, 0)
     before = statistics_of(model)
+    count = 0  # images of the batch: a layer may see more rows than that, such as windows
 
     def weigh(norm: Norm, inputs: tuple[Tensor, ...]) -> None:
         if seen[norm] == 0:
             norm.reset_running_stats()
-        seen[norm] += len(inputs[0])
-        norm.momentum = len(inputs[0]) / seen[norm]
+        seen[norm] += count
+        norm.momentum = count / seen[norm]
 
     hooks = [norm.register_forward_pre_hook(weigh) for norm in momenta]
+    acts = [norm for norm in momenta if isinstance(norm, StandardisedAct)]
     try:
+        for act in acts:
+            act.averages_first = False
         with on_batch_statistics(model):
             for batch in batches:
+                count = len(batch)
                 (forward or model)(batch, *arguments)
     except BaseException:
         restore_statistics(before)
@@ -79,6 +82,8 @@ def estimate_statistics(
             hook.remove()
         for norm, momentum in momenta.items():
             norm.momentum = momentum
+        for act in acts:
+            act.averages_first = True
 
 
 @contextmanager
@@ -87,7 +92,7 @@ def on_batch_statistics(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        for norm in norms(model):
+        for norm in norms(model).values():
             norm.training = True
         with scales_from_first_batch(model), torch.no_grad():
             yield

@@ -34,6 +34,7 @@ class StandardisedAct(QuantAct, ABC):
     running_var: Tensor
     num_batches_tracked: Tensor
     track_running_stats = True
+    averages_first = True  # False: ``momentum`` is the share of every batch, as whoever sets it has reckoned
 
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
@@ -65,11 +66,16 @@ class StandardisedAct(QuantAct, ABC):
         self.num_batches_tracked.fill_(batches)
         self._initialised = batches > 0
 
+    def see_statistics(self) -> None:
+        """After they were copied into its buffers."""
+        self._initialised = bool(self.num_batches_tracked > 0)
+
     @torch.no_grad()
     def _estimate(self, x: Tensor) -> None:
         var, mean = torch.var_mean(widen(x.detach()), correction=0)
         self.num_batches_tracked.add_(1)
-        share = (1 / self.num_batches_tracked).clamp_min(self.momentum or 0)
+        first = 1 / self.num_batches_tracked if self.averages_first else torch.zeros_like(self.running_mean)
+        share = first.clamp_min(self.momentum or 0)
         self.running_mean.lerp_(mean.to(self.running_mean), share.to(self.running_mean))
         self.running_var.lerp_(var.to(self.running_var), share.to(self.running_var))
         self._initialised = True
@@ -81,7 +87,7 @@ class StandardisedAct(QuantAct, ABC):
             UserError: they have no value.
         """
         if not self._initialised:
-            self._initialised = bool(self.num_batches_tracked > 0)  # a state was copied in, tensor by tensor
+            self.see_statistics()
             if not self._initialised:
                 raise UserError(NO_STATISTICS)
         return self.running_mean.clone(), self.running_var.clamp_min(torch.finfo(self.running_var.dtype).tiny).sqrt()
@@ -98,4 +104,4 @@ class StandardisedAct(QuantAct, ABC):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._initialised = bool(self.num_batches_tracked > 0)
+        self.see_statistics()

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.flags import BARE
 from common.machine import distributed
 from common.machine.device import random_state, set_random_state
-from common.models.foreign import changed_since, digest_of
+from common.models.foreign import changed_since
 from common.reading import read_rows, reason
 from common.runs import checkpoint
 from common.runs.folder import PROGRAM, RunFolder
@@ -42,6 +42,7 @@ class Job:
         classes: names of what the network tells apart, for its checkpoints.
         split_seen: why the file that the run started from may have been trained on its test images, or "".
         teacher: the digest of the weights that the run is distilled from, or "".
+        file_digest: of the user's file as the network was made from it, or "".
 
     Raises:
         UserError: another process holds the folder; it holds a run and neither --resume nor --reset was given; it holds
@@ -53,7 +54,7 @@ class Job:
         assert options.run.job_dir is not None, "name_files has named it"
         self.folder = Path(options.run.job_dir)
         self.checkpoints = self.folder / "checkpoint"
-        self.split_seen = self.teacher = ""
+        self.split_seen = self.teacher = self.file_digest = ""
         self.classes: tuple[str, ...] = ()
         self._writers: dict[str, Any] = {}
         self._log: RunLog | None = None
@@ -188,7 +189,7 @@ class Job:
 
     def _plain_config(self) -> dict[str, Any]:
         of_network = {"num_classes": len(self.classes), "classes": self.classes}
-        of_network |= {"file_digest": digest} if (digest := digest_of(self.options.quantization.model)) else {}
+        of_network |= {"file_digest": self.file_digest} if self.file_digest else {}
         return json.loads(json.dumps({**self.options.flat(), "task": self.task.name, **of_network, **self._teacher()}))
 
     def _teacher(self) -> dict[str, str]:
@@ -204,7 +205,8 @@ class Job:
         Args:
             tested: the names of the run's test sets.
         Raises:
-            UserError: --resume names a file that is not there, or a run with other settings.
+            UserError: --resume names a file that is not there, a run with other settings, or one that has trained more
+                epochs than --num_epochs; also as many, where this folder has no metrics of them.
         """
         self._bring = lambda: self._keep([])
         if self.options.run.resume is None:
@@ -221,7 +223,12 @@ class Job:
             )
         own, rows = (read_metrics(folder, tested, content["epoch"]) for folder in (self.folder, path.parent.parent))
         epochs = self.options.training.num_epochs
-        if content["epoch"] >= epochs and not own:
+        if content["epoch"] > epochs:
+            raise UserError(
+                f"--resume {path}: it has trained {content['epoch']} epochs, more than --num_epochs {epochs}; "
+                f"--test_only evaluates it, a --num_epochs above {content['epoch']} goes on"
+            )
+        if content["epoch"] == epochs and not own:
             raise UserError(
                 f"--resume {path}: nothing is left to train, it is at epoch {content['epoch']} of "
                 f"{epochs}; --test_only evaluates it, a higher --num_epochs goes on"

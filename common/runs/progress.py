@@ -14,8 +14,9 @@ from common.runs import checkpoint
 
 SAID = ("model", "method", "bitW", "abitW")  # by every configuration that a run of this program recorded
 SAME_RUN = (  # what a resumed run must have been made with
-    *("model", "method", "bitW", "abitW", "quant_linear", "demo", "dataset", "img_size", "seed", "split_seed"),
-    *("select", "train_batch_size", "src_data", "tgt_data", "adaptation", "distill_weight", "distill_temperature"),
+    *("model", "method", "bitW", "abitW", "quant_linear", "demo", "dataset", "img_size", "seed", "train_batch_size"),
+    *("select", "val_fraction", "split_seed", "train_split", "src_data", "tgt_data", "src_split", "tgt_split"),
+    *("adaptation", "distill_weight", "distill_temperature"),
 )
 NEEDED = ("config", "state_dict_t", "optimizer_t", "scheduler_t", "random", "epoch", "best", "peaks", "pretrained")
 METRICS = "metrics.jsonl"

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from common.adaptation.realign import (
     FEWEST,
     Moments,
-    layers_with_statistics,
     of_images,
     pooled,
     realign,
@@ -22,7 +22,9 @@ from common.adaptation.realign import (
 from common.conversion import quantize_model
 from common.conversion.calibrate import calibrate
 from common.errors import UserError
+from common.measure.statistics import norms
 from common.quantizers import METHODS
+from common.quantizers.alignq import StandardAlignAct
 from tests.deploy.test_packed import network_of
 
 
@@ -39,7 +41,7 @@ def inputs_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
     hooks = [
         norm.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].clone()}))
-        for name, norm in layers_with_statistics(model).items()
+        for name, norm in norms(model).items()
     ]
     with torch.no_grad():
         model(images)
@@ -62,7 +64,7 @@ def test_without_a_prior_every_layer_has_the_statistics_of_what_it_then_sees(bit
     found = realign(model, images, prior=0)
     for name, x in inputs_of(model, images).items():
         var, mean = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
-        norm = layers_with_statistics(model)[name]
+        norm = norms(model)[name]
         torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.statistics[name], torch.stack((norm.running_mean, norm.running_var)))
@@ -113,14 +115,73 @@ def test_few_images_need_a_prior() -> None:
         torch.testing.assert_close(value, before[name], rtol=0.02, atol=0.2)
 
 
+class Rows(nn.Module):
+    """A layer with statistics behind what makes other rows of the images."""
+
+    def __init__(self, norm: nn.Module, rows: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.norm, self.rows = norm, rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm(self.rows(x))
+        return x.flatten(1)
+
+
+def windows(x: Tensor) -> Tensor:
+    """16 x 16 pixels in four windows of 8 x 8, those of an image one after another, as Swin has them."""
+    return x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("at_once", [None, 7])
+@pytest.mark.parametrize(
+    ("make", "rows"),
+    [
+        (lambda: nn.BatchNorm2d(3), windows),
+        (lambda: StandardAlignAct(4), windows),
+        (lambda: StandardAlignAct(4), lambda x: x.flatten(2).permute(2, 0, 1)),
+    ],
+    ids=["BatchNorm, windows", "quantizer, windows", "quantizer, tokens before images"],
+)
+def test_a_layer_that_sees_windows_counts_images(make: Any, rows: Any, at_once: int | None) -> None:
+    """As far as one that sees whole images; by windows it would go further, and be surer of it."""
+    found = []
+    for seen in (rows, lambda x: x):
+        norm = make()
+        if isinstance(norm, StandardAlignAct):
+            norm.set_statistics(torch.zeros(()), torch.ones(()), batches=1)
+        realign(Rows(norm, seen), images_of(20, 0.3, 1.1), prior=16, at_once=at_once)
+        found.append(torch.stack((norm.running_mean, norm.running_var)))
+    tolerance = 1e-5 if rows is windows else 1e-2  # tokens before images mix images: what chance makes is another
+    torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=1e-5)
+
+
+def test_rows_that_are_of_no_image_count_as_the_images_do() -> None:
+    norm = nn.BatchNorm2d(3)
+    realign(Rows(norm, lambda x: torch.cat((windows(x), windows(x)[:1]))), images_of(8, 100.0), prior=16)
+    assert norm.running_mean.mean().item() == pytest.approx(100 * 8 / (8 + 16), rel=0.01), "8 images, not 33"
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_images_that_are_no_numbers_leave_the_network_as_it_was(value: float) -> None:
     model, images = network(), images_of(8)
     images[3, 0, 0, 0] = value
-    before = statistics_of(model)
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(UserError, match="not finite"):
         realign(model, images, prior=0)
-    assert same(before, statistics_of(model))
+    assert same(before, model.state_dict())
+
+
+def test_a_refusal_half_way_leaves_quantizers_their_statistics_and_the_network_its_modes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 3))
+    model = calibrate(quantize_model(model, bitW=4, abitW=4, all_convs=True), [images_of(4), images_of(6)]).train()
+    images = images_of(8)
+    images[3, 0, 0, 0] = math.nan
+    before = copy.deepcopy(model.state_dict())
+    assert {int(value) for key, value in before.items() if key.endswith("num_batches_tracked")} == {2}
+    with pytest.raises(UserError, match="not finite"):
+        realign(model, images, prior=0)
+    assert same(before, model.state_dict())
+    assert all(module.training for module in model.modules())
 
 
 def test_a_network_without_statistics_is_refused() -> None:
@@ -132,7 +193,7 @@ def test_statistics_of_quantizers_that_no_batchnorm_precedes_are_moved_too() -> 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 3))
     model = calibrate(quantize_model(model, bitW=4, abitW=4, all_convs=True), [images_of(4, 0, 1)])
     realign(model, images_of(8, 4.0), prior=0)
-    moved = layers_with_statistics(model)
+    moved = norms(model)
     assert moved
     for name, x in inputs_of(model, images_of(8, 4.0)).items():
         assert moved[name].running_mean.item() == pytest.approx(x.double().mean().item(), rel=1e-4, abs=1e-4)
@@ -142,7 +203,7 @@ def test_statistics_of_quantizers_that_no_batchnorm_precedes_are_moved_too() -> 
 @given(st.integers(1, 30), st.integers(0, 10**6))
 def test_pooled_statistics_are_those_of_all_pixels_together(count: int, seed: int) -> None:
     x = torch.randn(count, 3, 5, 4, generator=torch.Generator().manual_seed(seed)) * 3 + 50
-    found = pooled(*of_images(x, nn.BatchNorm2d(3)))
+    found = pooled(*of_images(x, nn.BatchNorm2d(3), count))
     var, mean = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(found.mean, mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(found.var, var, rtol=1e-4, atol=0)
@@ -164,9 +225,9 @@ def test_images_like_the_sources_move_little_and_others_much() -> None:
     """Statistics of 256 images by which 64 like them, and 64 shifted ones, are judged."""
     norm, draws = nn.BatchNorm2d(1), torch.Generator().manual_seed(0)
     x = torch.randn(64, 1, 8, 8, generator=draws)
-    alike = share(pooled(*of_images(x, norm)), norm, 64, 64)
-    moved = share(pooled(*of_images(x + 1, norm)), norm, 64, 64)
-    wider = share(pooled(*of_images(x * 3, norm)), norm, 64, 64)
+    alike = share(pooled(*of_images(x, norm, 64)), norm, 64, 64)
+    moved = share(pooled(*of_images(x + 1, norm, 64)), norm, 64, 64)
+    wider = share(pooled(*of_images(x * 3, norm, 64)), norm, 64, 64)
     assert alike < 0.02
     assert min(moved, wider) > 0.4
 

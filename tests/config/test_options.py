@@ -170,6 +170,24 @@ def test_a_configuration_is_read_as_if_it_had_been_typed(entry: dict, message: s
     assert len(str(raised.value)) < 600
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--adapt_images", "16"], "--adapt_images: belongs to --adapt bn, which this run does not have"),
+        (["--adapt_prior", "0"], "--adapt_prior: belongs to --adapt bn, which this run does not have"),
+        (["--adapt", "none", "--adapt_prior", "8"], "--adapt_prior: belongs to --adapt bn"),
+        (["--distill", "f.pt", "--test_only"], "--distill: belongs to training, this run has --test_only"),
+        (["--reestimate", "4", "--test_only"], "--reestimate: belongs to training, this run has --test_only"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(words: list[str], said: str, tmp_path: Path) -> None:
+    for task in (RESNET20, OFFICE, DIGITS, DSAN):
+        with pytest.raises(UserError, match=said):
+            parse(task, words)
+    entry = {"reestimate": 4, "distill": "f.pt", "adapt_images": 16}
+    assert parse(RESNET20, ["--config", config_file(tmp_path, entry), "--test_only"]), "what was not typed may idle"
+
+
 def test_flags_of_another_objective_are_refused_and_those_of_the_chosen_one_read() -> None:
     with pytest.raises(UserError, match="--param belongs to --adaptation dsan, this run has --adaptation dann"):
         parse(OFFICE, ["--param", "0.5"])

@@ -18,6 +18,7 @@ from common.deploy.files import open_file
 from common.deploy.formats.onnx import ONNX
 from common.deploy.packed import file as packed_file
 from common.errors import UserError
+from common.measure.statistics import norms
 from common.models import build_model, class_logits
 from common.quantizers import METHODS
 from tests.adaptation.test_realign import images_of
@@ -107,7 +108,7 @@ def test_another_network_refuses_it_and_stays_as_it_was(other: dict, tmp_path: P
 
 def test_a_file_for_resnet50_has_less_than_300_kilobytes(tmp_path: Path) -> None:
     network = build_model("resnet50_dann", bitW=4, abitW=4)
-    layers = alignments.layers_with_statistics(network)
+    layers = norms(network)
     statistics = {name: torch.rand(2, norm.num_features) for name, norm in layers.items()}
     Alignment(statistics, "0" * 64, 256, "photos", 128.0).save(tmp_path / NAME)
     assert sum(values.shape[1] for values in statistics.values()) >= 26_560

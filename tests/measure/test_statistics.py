@@ -1,11 +1,12 @@
-"""Statistics of a cumulative pass: closed forms of the average and of the prior, and nothing else touched."""
+"""Statistics of a cumulative pass: the closed form of the average, and nothing else touched."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from common.conversion import quantize_model
-from common.measure.statistics import estimate_statistics, statistics_of
+from common.measure.statistics import estimate_statistics, restore_statistics, statistics_of
+from common.quantizers.alignq import StandardAlignAct
 
 
 def draw(*sizes: int) -> list[Tensor]:
@@ -23,19 +24,63 @@ def first(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     return model.get_submodule("0"), model.get_submodule("1")
 
 
-@pytest.mark.parametrize("prior", [0.0, 10.0])
-def test_a_statistic_is_its_mean_over_the_images_with_the_old_value_as_so_many_more(prior: float) -> None:
+def test_a_statistic_is_its_mean_over_the_images_of_batches_of_any_size() -> None:
     model, batches = network(), draw(8, 8, 3)
     conv, norm = first(model)
     norm.running_mean.fill_(5.0)
     norm.running_var.fill_(7.0)
     outputs = [conv(batch).double() for batch in batches]
-    total = prior + sum(map(len, batches))
-    mean = (prior * 5 + sum(len(y) * y.mean((0, 2, 3)) for y in outputs)) / total
-    var = (prior * 7 + sum(len(y) * y.var((0, 2, 3)) for y in outputs)) / total
-    estimate_statistics(model, iter(batches), prior=prior)
+    mean = sum(len(y) * y.mean((0, 2, 3)) for y in outputs) / 19
+    var = sum(len(y) * y.var((0, 2, 3)) for y in outputs) / 19
+    estimate_statistics(model, iter(batches))
     torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("windows", [1, 4])
+def test_a_quantizer_that_standardises_counts_every_image_once_too(windows: int) -> None:
+    class Windows(nn.Module):
+        """What shows its layer more rows than there are images, such as a Swin."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = StandardAlignAct(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(x.reshape(len(x) * windows, -1))
+
+    model, batches = Windows(), draw(8, 3, 5, 1)
+    estimate_statistics(model, batches)
+    mean = sum(len(x) * x.double().mean() for x in batches) / 17
+    var = sum(len(x) * x.double().var(correction=0) for x in batches) / 17
+    torch.testing.assert_close(model.act.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.act.running_var.double(), var, rtol=1e-5, atol=1e-6)
+    assert model.act.averages_first
+    assert model.act.momentum == 0.1
+
+
+def test_a_layer_that_sees_another_number_of_rows_than_images_weighs_by_images() -> None:
+    class TokensFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = StandardAlignAct(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(x.flatten(1).T)
+
+    model, batches = TokensFirst(), draw(6, 2)
+    estimate_statistics(model, batches)
+    mean = (6 * batches[0].mean() + 2 * batches[1].mean()) / 8
+    torch.testing.assert_close(model.act.running_mean, mean, rtol=1e-5, atol=1e-6)
+
+
+def test_restored_statistics_of_a_quantizer_without_any_are_none() -> None:
+    model = StandardAlignAct(4).eval()
+    before = statistics_of(model)
+    estimate_statistics(model, draw(4))
+    assert model.initialised
+    restore_statistics(before)
+    assert not model.initialised
 
 
 def test_batches_of_one_size_give_what_momentum_none_gives_to_the_last_bit() -> None:

@@ -12,6 +12,7 @@ from common.config.options import Options, parse
 from tests.tools.test_compare import ACCURACIES, TASK, Comparison, synthetic
 from tools.runs import paired, result_tables
 from tools.runs.budget import Budget, statement
+from tools.runs.comparison import comparison
 
 RUN = ["--demo", "--bitW", "4", "--abitW", "4"]
 
@@ -38,6 +39,20 @@ def test_a_teacher_is_the_float_network() -> None:
     assert given(Budget()).distillation.distill is None
     assert Budget().settings() == {}
     assert Budget(4, "cosine", True).settings() == {"epochs_per_bit": 4, "schedule": "cosine", "distill": True}
+
+
+def test_a_later_evaluation_is_asked_for_nothing_that_belongs_to_training(tmp_path: Path) -> None:
+    for name in ("float_seed0", "ours_4bit_seed0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text('{"method": "ours"}')
+    passed = {"--reestimate": "3", "--distill_weight": "2", "--lr": "0.1"}
+    settings: dict[str, Any] = {"chain": False, "demo": True, "passed": passed, "folder": tmp_path, "against": None}
+    evaluated = comparison(TASK, ["ours", "lsq"], [4], [0], shift=True, budget=Budget(4, distill=True), **settings)
+    words = {one.name: parse(TASK, one.arguments) for one in evaluated.runs}
+    assert [name for name, options in words.items() if options.run.test_only] == ["float_seed0", "ours_4bit_seed0"]
+    trained = words["lsq_4bit_seed0"]
+    assert (trained.training.reestimate, trained.distillation.distill_weight) == (3, 2.0)
+    assert trained.distillation.distill == str(tmp_path / "float_seed0" / "checkpoint" / "model_best.pt")
 
 
 def test_the_statement_is_what_the_runs_record() -> None:

@@ -17,6 +17,7 @@ from tools.runs.plan import BEST, Plan, Planned
 
 FLOAT = "float"
 TAUGHT = ("--distill_weight", "--distill_temperature")  # of runs that have a teacher, which a float network has not
+TRAINED = (*TAUGHT, "--reestimate")  # of runs that train, which a later evaluation does not
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {  # ablations: name -> method, further flags
     "ours-ste": ("ours", ("--grad_approx", "ste")),
 }
@@ -130,9 +131,11 @@ def comparison(
     left = {cell: cell.arguments(folder, shift, passed.get("--adapt", "none") != "none") for cell in cells}
 
     def words_of(cell: Cell, flags: list[str]) -> list[str]:
-        known = [name for name in passed if cell.source is not None or name not in TAUGHT]
+        evaluates = "--test_only" in flags
+        without = TRAINED if evaluates else TAUGHT if cell.source is None else ()
+        known = [name for name in passed if name not in without]
         words = [*(["--demo"] if demo else []), *(word for name in known for word in (name, passed[name])), *flags]
-        if cell.source is None:
+        if cell.source is None or evaluates:
             return words
         teacher = folder / f"{FLOAT}_seed{cell.seed}" / BEST
         return [*words, *budget.flags(task, words, teacher)]
