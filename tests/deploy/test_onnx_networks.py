@@ -116,9 +116,11 @@ KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive pooling": lambda x: F.adaptive_avg_pool2d(x, (5, 7)),
     "padding": lambda x: F.pad(F.pad(x, (1, 2, 0, 1)), (2, 2, 0, 1), mode="reflect"),
     "resizing": lambda x: F.interpolate(x, scale_factor=2),
+    "resizing to odd sizes": lambda x: F.interpolate(F.interpolate(x, (45, 7)), scale_factor=(1.7, 0.9)),
     "resizing, bilinear": lambda x: F.interpolate(
-        F.interpolate(x, (48, 24), mode="bilinear"), scale_factor=2, mode="bilinear", align_corners=True
+        F.interpolate(x, (45, 24), mode="bilinear"), scale_factor=2, mode="bilinear", align_corners=True
     ),
+    "resizing, bilinear, by a scale": lambda x: F.interpolate(x[..., :13], scale_factor=1.7, mode="bilinear"),
     "group norm": lambda x: F.group_norm(x, 2),
     "layer norm": lambda x: F.layer_norm(x, x.shape[1:]),
     "einsum": lambda x: torch.einsum("bchw,bdhw->bcd", x, x),
