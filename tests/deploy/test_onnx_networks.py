@@ -186,7 +186,7 @@ def test_what_has_no_form_is_one_line(name: str) -> None:
 
 def test_what_the_checker_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OPERATORS, "relu", plain("Rely"))
-    with pytest.raises(UserError, match="no form in ONNX here .*Rely") as refusal:
+    with pytest.raises(UserError, match=r"no form in ONNX here .*Rely") as refusal:
         onnx_model(network_of(torch.relu), SHAPE, {})
     assert "\n" not in str(refusal.value)
 

@@ -91,14 +91,15 @@ def onnx_model(
     return model
 
 
-def open_session(model: bytes, threads: int = 0) -> Any:
+def open_session(model: bytes | str, threads: int = 0, in_bytes: bool = False) -> Any:
     """An onnxruntime session on the CPU that turns the codes into floats once, at loading, and not in every run.
 
     Args:
-        model: the bytes of a file; threads: 0 leaves the number to onnxruntime.
+        model: the bytes of a file, or its path. threads: 0 leaves the number to onnxruntime.
+        in_bytes: let it multiply bytes instead, wherever it can.
     """
     runtime = need("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if in_bytes else "1")
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
