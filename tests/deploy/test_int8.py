@@ -27,6 +27,7 @@ from common.measure.parity import compare_onnx, onnxruntime_run, openvino_run, r
 from common.models import build_model
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.layers import QuantAct, QuantConv2d
+from tests.conftest import REPOSITORY
 from tests.deploy.conftest import calibrated, images
 
 onnx = pytest.importorskip("onnx", reason="the deploy extra is not installed")
@@ -199,6 +200,23 @@ def test_fast_is_openvino_whatever_the_file(
     torch.testing.assert_close(part, whole[:2], atol=2e-2, rtol=1e-2)
 
 
+def test_channels_last_images_are_read_where_they_are_held() -> None:
+    """In a process of its own: 48 MB that nobody holds are given back at once, and reading them ends it."""
+    script = """
+import torch
+from torch import nn
+from common.deploy.onnx.export import onnx_model
+from common.deploy.openvino import OpenVinoLogits, read_model
+network = nn.Sequential(nn.Conv2d(3, 2, 3, stride=5), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+logits = OpenVinoLogits(read_model(onnx_model(network, (3, 1024, 1024), {}).SerializeToString()))
+with torch.inference_mode():
+    images = torch.randn(4, 3, 1024, 1024).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(logits(images), network(images), atol=1e-4, rtol=1e-4)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("damage", ["xml", "bin", "foreign", "no weights", "pipe"])
 def test_a_damaged_or_foreign_ir_is_one_line(
     damage: str, described: tuple[nn.Module, Description], tmp_path: Path
@@ -222,6 +240,20 @@ def test_a_damaged_or_foreign_ir_is_one_line(
     with pytest.raises(UserError, match=r"damaged|not an OpenVINO file|no such file|a pipe") as error:
         open_file(path)
     assert "\n" not in str(error.value)
+
+
+def test_weights_of_others_beside_an_ir_are_kept(described: tuple[nn.Module, Description], tmp_path: Path) -> None:
+    """Those of this program's own IR are written anew."""
+    graph, weights = tmp_path / "digits.xml", tmp_path / "digits.bin"
+    for _ in range(2):
+        FORMATS["openvino"].write(*described, graph)
+    weights.write_bytes(b"of another program")
+    for content in (graph.read_bytes(), b"<net/>", None):
+        graph.unlink() if content is None else graph.write_bytes(content)
+        with pytest.raises(UserError, match=r"digits\.bin: would be overwritten") as refusal:
+            FORMATS["openvino"].write(*described, graph)
+        assert "\n" not in str(refusal.value)
+        assert weights.read_bytes() == b"of another program"
 
 
 def test_a_missing_engine_is_one_line(
