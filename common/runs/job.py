@@ -22,7 +22,7 @@ from common.reading import read_rows, reason
 from common.runs import checkpoint
 from common.runs.folder import PROGRAM, RunFolder
 from common.runs.log import DETAIL, RunLog
-from common.runs.progress import METRICS, read_metrics, read_progress
+from common.runs.progress import METRICS, read_metrics, read_progress, write_metrics
 from common.writing import write_whole
 
 LOG = "logger.log"
@@ -208,26 +208,16 @@ class Job:
             UserError: --resume names a file that is not there, a run with other settings, or one that has trained more
                 epochs than --num_epochs; also as many, where this folder has no metrics of them.
         """
-        self._bring = lambda: self._keep([])
+        self._bring = lambda: write_metrics(self.folder, [])
         if self.options.run.resume is None:
             return None
         path = self.last if self.options.run.resume == BARE else Path(self.options.run.resume)
         if self.options.run.resume == BARE and not path.exists():
             self.log(f"--resume: {path} is not there yet; starting from the beginning")
             return None
-        content = read_progress(path, self.options, tested)
-        if content["config"].get("teacher", "") != self.teacher:
-            raise UserError(
-                f"--resume {path}: it was made with {_taught(content['config'].get('teacher'))}, not with "
-                f"{_taught(self.teacher)}; --source_file starts from its weights"
-            )
+        content = read_progress(path, self.options, tested, self.teacher)
         own, rows = (read_metrics(folder, tested, content["epoch"]) for folder in (self.folder, path.parent.parent))
         epochs = self.options.training.num_epochs
-        if content["epoch"] > epochs:
-            raise UserError(
-                f"--resume {path}: it has trained {content['epoch']} epochs, more than --num_epochs {epochs}; "
-                f"--test_only evaluates it, a --num_epochs above {content['epoch']} goes on"
-            )
         if content["epoch"] == epochs and not own:
             raise UserError(
                 f"--resume {path}: nothing is left to train, it is at epoch {content['epoch']} of "
@@ -259,19 +249,11 @@ class Job:
 
     def _bring_along(self, rows: list[dict[str, Any]], best: dict[str, Any] | None, features: Path) -> None:
         """Let the folder hold these metrics, these best weights unless they are there, and these features."""
-        self._keep(rows)
+        write_metrics(self.folder, rows)
         if best:
             checkpoint.save(best, self.best)
         if features.is_file() and not (self.folder / FEATURES_BEFORE).exists():
             write_whole(self.folder / FEATURES_BEFORE, features.read_bytes())
-
-    def _keep(self, rows: list[dict[str, Any]]) -> None:
-        """Let metrics.jsonl hold these lines alone; none: no file."""
-        path = self.folder / METRICS
-        if not rows:
-            path.unlink(missing_ok=True)
-            return
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def close(self) -> None:
         """Flush the writers and let go of the folder."""
@@ -281,8 +263,3 @@ class Job:
             self._log.close()
         if self._place is not None:
             self._place.close()
-
-
-def _taught(digest: object) -> str:
-    """For a message: by what a run is distilled."""
-    return f"--distill of the weights {str(digest)[:12]}" if digest else "no --distill"

@@ -1,5 +1,6 @@
 """What a checkpoint and its metrics say of the run that is to go on: checked before anything of it is used."""
 
+import json
 import math
 from collections.abc import Collection
 from pathlib import Path
@@ -11,6 +12,7 @@ from common.errors import UserError
 from common.flags import shown
 from common.reading import is_whole, read_rows
 from common.runs import checkpoint
+from common.writing import write_whole
 
 SAID = ("model", "method", "bitW", "abitW")  # by every configuration that a run of this program recorded
 SAME_RUN = (  # what a resumed run must have been made with
@@ -22,15 +24,16 @@ NEEDED = ("config", "state_dict_t", "optimizer_t", "scheduler_t", "random", "epo
 METRICS = "metrics.jsonl"
 
 
-def read_progress(path: Path, options: Options, tested: Collection[str]) -> dict[str, Any]:
+def read_progress(path: Path, options: Options, tested: Collection[str], teacher: str = "") -> dict[str, Any]:
     """The content of a checkpoint to resume from.
 
     The states of network, optimizer and relation preservation are compared with the run's own where they are loaded.
 
     Args:
-        tested: the names of the run's test sets.
+        tested: the names of the run's test sets. teacher: the digest of the weights that the run is distilled from.
     Raises:
-        UserError: not a checkpoint of this program, of a run with other settings, or damaged.
+        UserError: not a checkpoint of this program, of a run with other settings, trained for more epochs than the run
+            is to have, or damaged.
     """
     content, where = checkpoint.read(path), f"--resume {path}"
     config = content.get("config")
@@ -58,7 +61,22 @@ def read_progress(path: Path, options: Options, tested: Collection[str]) -> dict
     for name, is_sound in sound.items():
         if not is_sound:
             raise UserError(f"{where}: damaged, {name} in it is {shown(content.get(name))}")
+    if config.get("teacher", "") != teacher:
+        raise UserError(
+            f"{where}: it was made with {_taught(config.get('teacher'))}, not with {_taught(teacher)}; --source_file "
+            "starts from its weights"
+        )
+    if epoch > options.training.num_epochs:
+        raise UserError(
+            f"{where}: it has trained {epoch} epochs, more than --num_epochs {options.training.num_epochs}; "
+            f"--test_only evaluates it, a --num_epochs above {epoch} goes on"
+        )
     return content
+
+
+def _taught(digest: object) -> str:
+    """For a message: by what a run is distilled."""
+    return f"--distill of the weights {str(digest)[:12]}" if digest else "no --distill"
 
 
 def read_metrics(folder: Path, tested: Collection[str], before: int) -> list[dict[str, Any]]:
@@ -72,6 +90,14 @@ def read_metrics(folder: Path, tested: Collection[str], before: int) -> list[dic
         if not has_means(row, tested):
             raise UserError(f"{folder / METRICS}: damaged, epoch {row['epoch']} in it is {shown(row)}")
     return [row for row in rows if row["epoch"] < before]
+
+
+def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Let a job's metrics.jsonl hold these lines alone; none: no file."""
+    if rows:
+        write_whole(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        (folder / METRICS).unlink(missing_ok=True)
 
 
 def has_means(entry: Any, tested: Collection[str]) -> bool:
