@@ -40,7 +40,8 @@ class Job:
         writers: tensorboardX writers by "train" and "test", made at first use.
         writes: whether this process does; the others log, record and save nothing.
         classes: names of what the network tells apart, for its checkpoints.
-        split_seen: why the file that the run started from may have been trained on its test images, or "".
+        split_seen: why the file that the run started from, or its teacher, may have been trained on its test images,
+            or "".
         teacher: the digest of the weights that the run is distilled from, or "".
         file_digest: of the user's file as the network was made from it, or "".
 
@@ -227,7 +228,7 @@ class Job:
             set_random_state(content["random"])
         except Exception as error:  # of torch's generators, or of what stands in their place
             raise UserError(f"--resume {path}: its random state cannot be read ({reason(error)})") from None
-        self.split_seen = str(content.get("split_seen", ""))
+        self.split_seen = str(content.get("split_seen", "")) or self.split_seen
         best = self._best_of(content, path)
         self._bring = lambda: self._bring_along(own or rows, best, path.parent.parent / FEATURES_BEFORE)
         if best is None:

@@ -25,6 +25,8 @@ from common.runs import checkpoint
 from common.runs.backbone import IMAGENET, NONE, load_backbone
 from common.runs.job import Job
 
+ALL_IMAGES = {"train_split": False, "src_split": False, "tgt_split": False}  # of a run that trains on all that there is
+
 
 def check_network(options: Options) -> None:
     """Refuse, before data are read, a network that this program cannot feed, or what its method does not define."""
@@ -129,14 +131,29 @@ def load_source(network: nn.Module, options: Options, job: Job) -> dict[str, Any
     report, content = checkpoint.load_weights(network, path, options.quantization.method)
     for line in report.lines(path):
         job.log(line)
-    known = flags_of(DATA[options.task.data].Options) | {"seed": flags_of(Run)["seed"]}
+    warn_of_images(content, path, options, job)
+    return content
+
+
+def warn_of_images(content: Mapping[str, Any], path: Path, options: Options, job: Job, as_flag: str = "") -> None:
+    """Log, and note in the job, that a file which the run learns from was trained on what this run tests on.
+
+    Also log where it is one of the demo data and this run is not.
+
+    Args:
+        content, path: of the file. as_flag: what names it in the job's note, where it is not the source file.
+    """
+    kind = DATA[options.task.data]
+    known = flags_of(kind.Options) | {"seed": flags_of(Run)["seed"]}
     config = checkpoint.config_of(content, known, str(path))
     if config.get("demo") and not options.data.demo:
         job.log(f"warning: {path} was trained on demo data")
-    job.split_seen = DATA[options.task.data].split_seen(options.data, config) if config else ""
-    if job.split_seen:
-        job.log(f"warning: {path}: {job.split_seen}; its accuracy is not that of unseen images")
-    return content
+    seen = kind.split_seen(options.data, config) if config else ""
+    if config and not seen and content.get("split_seen") and kind.split_seen(options.data, ALL_IMAGES):
+        seen = "it learned from a file that was trained on this run's test images"
+    if seen:
+        job.log(f"warning: {path}: {seen}; its accuracy is not that of unseen images")
+        job.split_seen = "; ".join(filter(None, (job.split_seen, f"{as_flag}: {seen}" if as_flag else seen)))
 
 
 def load_heads(objective: Objective, content: Mapping[str, Any], job: Job) -> None:

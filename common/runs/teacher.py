@@ -3,6 +3,7 @@
 import hashlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,13 +16,14 @@ from common.flags import flags_of
 from common.models import build_model, class_logits
 from common.runs import checkpoint
 from common.runs.job import Job
-from common.runs.start import network_arguments
+from common.runs.start import network_arguments, warn_of_images
 
 
 def make_distillation(options: Options, num_classes: int, device: torch.device, job: Job) -> Distillation | None:
-    """What --distill asks for, None without it or where nothing is trained; the job records the teacher's digest.
+    """What --distill asks for, None without it or where nothing is trained.
 
-    Drawn from before the run is seeded: a teacher changes no other draw.
+    The job records the teacher's digest, and a warning where the teacher was trained on this run's test images. Drawn
+    from before the run is seeded: a teacher changes no other draw.
 
     Raises:
         UserError: as ``read_teacher``.
@@ -29,14 +31,16 @@ def make_distillation(options: Options, num_classes: int, device: torch.device, 
     wanted = options.distillation
     if wanted.distill is None or options.run.test_only:
         return None
-    teacher = read_teacher(Path(wanted.distill), options, num_classes)
+    path = Path(wanted.distill)
+    teacher, content = read_teacher(path, options, num_classes)
+    warn_of_images(content, path, options, job, as_flag=f"--distill {path}")
     job.teacher = digest_of_weights(teacher)
     job.log(f"distilled from {wanted.distill} (weights {job.teacher[:12]}), weight {wanted.distill_weight:g}")
     return Distillation(partial(class_logits, teacher.to(device)), wanted.distill_weight, wanted.distill_temperature)
 
 
-def read_teacher(path: Path, options: Options, num_classes: int) -> nn.Module:
-    """The float network of a file, in evaluation mode and without gradients.
+def read_teacher(path: Path, options: Options, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The float network of a file, in evaluation mode and without gradients, and what the file holds.
 
     Raises:
         UserError: it cannot be read, is no float network, or is one of another --model or number of classes.
@@ -53,12 +57,12 @@ def read_teacher(path: Path, options: Options, num_classes: int) -> nn.Module:
         kept = {name: recorded[name] for name in ("act_range", "stage") if name in recorded}
         kept["stage"] = "align" if kept.get("stage") == "align" else "plain"
         teacher = build_model(model, **kept, num_classes=num_classes, **network_arguments(options))
-        report, _ = checkpoint.load_weights(teacher, path)
+        report, content = checkpoint.load_weights(teacher, path)
     except UserError as error:
         raise UserError(f"--distill {error}") from None
     if missing := [name for name in report.missing if not name.endswith("num_batches_tracked")]:
         raise UserError(f"{where}: {len(missing)} tensors of {model} such as {missing[0]} are not in it")
-    return teacher.eval().requires_grad_(False)
+    return teacher.eval().requires_grad_(False), content
 
 
 def digest_of_weights(network: nn.Module) -> str:

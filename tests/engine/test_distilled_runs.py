@@ -16,7 +16,7 @@ from common.models import build_model
 from common.runs import checkpoint
 from common.runs.teacher import read_teacher
 from tests.conftest import refusal, run
-from tests.engine.synthetic import CLASSES, TASKS, Lab, same
+from tests.engine.synthetic import CLASSES, TASKS, Lab, Small, same
 
 FOUR_BITS = ["--bitW", 4, "--pretrained", "no", "--num_epochs", 2, "--lr", 0.1, "--momentum", 0.9]
 
@@ -95,6 +95,44 @@ def test_a_distilled_run_resumes_to_the_same_bits_and_with_no_other_teacher(lab:
     assert not (lab.folder / "refused").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "of_teacher", "of_run", "said"),
+    [
+        ("single", [], ["--select", "val"], "trained on images that --select val holds out here"),
+        ("single", ["--select", "val"], ["--select", "val"], ""),
+        ("single", [], [], ""),
+        ("digits", ["--tgt_split", "no"], [], "trained on the test split too (--tgt_split False)"),
+        ("office", ["--split_seed", 2], [], "trained on another split (--split_seed 2)"),
+        ("office", ["--train_split", "no"], ["--train_split", "no"], ""),
+    ],
+)
+def test_a_teacher_that_saw_the_test_images_is_named_as_a_source_file_is(
+    task: str, of_teacher: list, of_run: list, said: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.small = True
+    monkeypatch.setattr("common.runs.teacher.build_model", lambda *given, **further: Small())
+    lab.test["val"] = lab.test["test"]
+    scratch = ["--backbone_weights", "none"] if task == "office" else []
+    lab.run(task, *scratch, *of_teacher, "--num_epochs", 1, job="teacher")
+    file = lab.folder / "teacher" / "checkpoint" / "last.pt"
+    words = [*scratch, *of_run, "--distill", file]
+    for further in ([], ["--resume"]):
+        warning = lab.run(task, *words, *further, "--num_epochs", 1 + len(further))["source_file_warning"]
+        assert said in warning
+        assert bool(warning) == bool(said)
+        assert not said or warning.startswith(f"--distill {file}: ")
+        assert warning.count("trained on") <= 1
+    log = (lab.folder / "job" / "logger.log").read_text()
+    assert ("its accuracy is not that of unseen images" in log) == bool(said)
+    taught = lab.folder / "job" / "checkpoint" / "last.pt"
+    again = lab.run(task, *scratch, *of_run, "--source_file", taught, "--num_epochs", 1, job="started")
+    assert bool(again["source_file_warning"]) == bool(said), "and so is what learned from what learned from them"
+    tested = lab.run(task, *scratch, *of_run, "--test_only")
+    assert tested.keys() >= {"test" if task == "single" else "target"}
+    recorded = json.loads((lab.folder / "job" / "test.json").read_text())["source_file_warning"]
+    assert bool(recorded) == bool(said)
+
+
 def test_what_is_no_teacher_is_refused_in_one_line_before_training(small_data: Path, tmp_path: Path) -> None:
     def save(name: str, model: str, config: dict[str, Any], **arguments: Any) -> Path:
         torch.manual_seed(0)
@@ -132,7 +170,7 @@ def test_a_teacher_that_was_trained_aligned_is_built_aligned(tmp_path: Path) -> 
     config = {"model": "resnet20_quant", "stage": "align", "act_range": 3.0, "bitW": 32, "abitW": 32}
     checkpoint.save({"state_dict_t": aligned.state_dict(), "config": config}, tmp_path / "aligned.pt")
     x = torch.randn(2, 3, 32, 32)
-    teacher = read_teacher(tmp_path / "aligned.pt", parse(TASKS["single"], ["--bitW", "4", "--method", "lsq"]), 10)
+    teacher, _ = read_teacher(tmp_path / "aligned.pt", parse(TASKS["single"], ["--bitW", "4", "--method", "lsq"]), 10)
     assert torch.equal(teacher(x), aligned(x))
     plain = build_model("resnet20_quant").eval()
     plain.load_state_dict(aligned.state_dict())
