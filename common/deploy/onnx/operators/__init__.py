@@ -114,7 +114,7 @@ OPERATORS: dict[str, Rule] = {
     "avg_pool2d": average_pool,
     "adaptive_avg_pool2d": adaptive_average_pool,
     "_adaptive_avg_pool2d": adaptive_average_pool,
-    "pad": pad,
+    **dict.fromkeys(("pad", "constant_pad_nd"), pad),
     "upsample_nearest2d": resize_nearest,
     "upsample_bilinear2d": resize_bilinear,
 }
