@@ -133,7 +133,7 @@ KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "mean pooling, rounded up, of what is there": lambda x: F.avg_pool2d(x, 3, 2, 1, True, count_include_pad=False),
     "mean pooling, rounded up, by a divisor": lambda x: F.avg_pool2d(x, 3, 2, 1, True, divisor_override=5),
     "maxima, rounded up": lambda x: F.max_pool2d(F.max_pool2d(x, 3, 2, ceil_mode=True), 2, 3, 1, ceil_mode=True),
-    "an even kernel, padded to the same": lambda x: F.conv2d(x, x.new_ones(2, 4, 2, 2), padding="same"),
+    "padding, as an even kernel does": lambda x: torch.constant_pad_nd(x, (0, 1, 0, 1), 0.5),
     "padding": lambda x: F.pad(F.pad(x, (1, 2, 0, 1)), (2, 2, 0, 1), mode="reflect"),
     "resizing": lambda x: F.interpolate(x, scale_factor=2),
     "resizing to odd sizes": lambda x: F.interpolate(F.interpolate(x, (45, 7)), scale_factor=(1.7, 0.9)),
@@ -154,6 +154,8 @@ KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "a constant that is worked on in place": constant_overwritten,
     "whole numbers and truths": lambda x: x * torch.tensor(2) / torch.arange(1, 33) + x * torch.eye(32).bool(),
     "zeros of the same shape": lambda x: torch.cat([x, torch.zeros_like(x), x.new_ones(len(x), 1, 32, 32)], 1),
+    "PReLU": lambda x: F.prelu(F.prelu(x, torch.tensor([0.1, 0.2, 0.3, 0.4])).mean(1), torch.tensor([0.5])),
+    "extremes of a dimension": lambda x: x.max(1, keepdim=True)[0] - x.min(dim=1)[0][:, None] * torch.max(x, -x),
     "a power": lambda x: (1 - x.pow(2)).exp().sqrt().rsqrt(),
     "a norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True),
 }

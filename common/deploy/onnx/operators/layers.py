@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common.deploy.onnx.operators.rules import Rule
+from common.deploy.onnx.operators.rules import Rule, plain
 
 if TYPE_CHECKING:
     from common.deploy.onnx.writer import Bound, NetworkWriter
@@ -21,6 +21,15 @@ def reduced(kind: str) -> Rule:
         dims = [dims] if isinstance(dims, int) else dims
         axes = [to.integers(f"{call.name}:axes", list(dims))] if dims else []
         return to.add(kind, [call.given["self"], *axes], call.name, keepdims=int(call.given.get("keepdim", False)))
+
+    return rule
+
+
+def extreme(kind: str, of_two: str) -> Rule:
+    """Of a tensor, of its dimension (the values, not where they are), or of two tensors."""
+
+    def rule(to: NetworkWriter, call: Bound) -> str:
+        return (plain(of_two, "self", "other") if "other" in call.given else reduced(kind))(to, call)
 
     return rule
 
