@@ -95,7 +95,9 @@ def make_step(kind: str, setting: Setting, compiled: bool = False) -> Callable[[
 
 def _network(kind: str, setting: Setting) -> Any:
     entry = known_network(setting.model)
-    own = {} if entry is None else {name: setting.img_size for name in entry.arguments if name == "img_size"}
+    own: dict[str, Any] = (
+        {} if entry is None else {name: setting.img_size for name in entry.arguments if name == "img_size"}
+    )
     if kind == BREVITAS:
         if entry is None:
             raise UserError(f"--kinds {BREVITAS}: its layers can be put into the networks of the paper only")
