@@ -1,11 +1,14 @@
 """Networks of a user's file in the programs: trained, kept with their file's digest, rebuilt, and never run unasked."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from common.deploy import packed
+from common.deploy.description import describe
 from common.deploy.files import open_file
 from common.deploy.restore import restore
 from common.errors import UserError
@@ -194,6 +197,17 @@ def test_the_tools_export_evaluate_and_predict_with_it(file: Path, lab: Lab, tmp
     assert status == 0, errors
     assert out.splitlines()[-1].startswith(f"{tmp_path / 'photo.png'}: ")
     assert "type it: --network" in refused("predict", "--model", packed, tmp_path / "photo.png")
+
+
+def test_a_file_of_a_network_that_brings_weights_is_read_without_warnings(file: Path, tmp_path: Path) -> None:
+    torch.save(build_model(f"{file}:net", num_classes=4).state_dict(), tmp_path / "weights.pt")
+    load = f"torch.load({str(tmp_path / 'weights.pt')!r}, weights_only=True, map_location='cpu')"
+    file.write_text(f"{NETWORK}\n\ndef loaded():\n    n = net(4)\n    n.load_state_dict({load})\n    return n\n")
+    model, path = f"{file}:loaded", tmp_path / "net.safetensors"
+    packed.save(build_model(model, bitW=4, num_classes=4), describe({"model": model, "bitW": 4}, 4), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packed.load(path, model)
 
 
 @pytest.mark.parametrize("select", ["entropy", "im", "snd"])
