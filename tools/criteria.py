@@ -6,6 +6,7 @@ For each job of a cross-domain program: Spearman's rank correlation, over its ep
 of the source's accuracy with the target's test accuracy; and the mean over the jobs.
 """
 
+import json
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -16,17 +17,20 @@ from scipy.stats import spearmanr
 
 from common.errors import UserError
 from common.measure.criteria import CRITERIA
+from common.runs.annotations import NewFile
 from common.runs.progress import read_metrics
 from common.runs.tool import run_tool
+from common.writing import write_whole
 
 FEWEST = 3  # epochs, below which a rank says nothing
 
 
-def criteria(*jobs: Path) -> None:
+def criteria(*jobs: Path, out: NewFile | None = None) -> None:
     """Print a table of rank correlations, a row for each job and their mean.
 
     Args:
         jobs: folders of finished or running jobs.
+        out: also write the rows there, a JSON object a line.
     """
     if not jobs:
         raise UserError("expected folders of jobs, such as experiment/demo/ours/mnist_mnistm_4bit")
@@ -35,9 +39,20 @@ def criteria(*jobs: Path) -> None:
     rows = []
     for job in jobs:
         found, epochs = correlations(job)
-        rows.append(found)
+        rows.append((job, found, epochs))
         print(f"| {job.name} | {epochs} | " + " | ".join(f"{value:.2f}" for value in found) + " |")
-    print("| mean | | " + " | ".join(f"{fmean(column):.2f}" for column in zip(*rows, strict=True)) + " |")
+    if out:
+        lines = [
+            json.dumps({"job": job.name, "epochs": epochs, **dict(zip(names, found, strict=True))})
+            for job, found, epochs in rows
+        ]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, "\n".join(lines) + "\n")
+    print(
+        "| mean | | "
+        + " | ".join(f"{fmean(column):.2f}" for column in zip(*(found for _, found, _ in rows), strict=True))
+        + " |"
+    )
 
 
 def correlations(job: Path) -> tuple[list[float], int]:

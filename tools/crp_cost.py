@@ -39,7 +39,7 @@ def measure(
         device: cpu, cuda, or auto.
         out: also write the figures there, as JSON.
     """
-    setting = Setting("resnet50", bits, batch, img_size, chosen_device(device))
+    setting = Setting("resnet50_dann", bits, batch, img_size, chosen_device(device))
     kinds = {"DAQ": OURS, "DAQ + CRP": CRP_KIND}
     runs = {name: make_step(kind, setting) for name, kind in kinds.items()}
     memory = {name: measuring.peak_memory(step, setting.device) for name, step in runs.items()}  # warms up as well

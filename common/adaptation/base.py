@@ -4,6 +4,7 @@ An objective is one file: its options (flags of its own), its losses by name, mo
 (a discriminator) where it has any, and one line in ``OBJECTIVES``.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class Objective(ABC):
 
     def forward(self, images: Tensor) -> Pass:
         """One pass of the network; a plain classifier is called as it is."""
-        if not hasattr(self.network, "features"):
+        if not shows_features(self.network):
             return Pass(None, self.network(images))
         features = self.network.features(images)
         return Pass(features, self.network.classify(features))
@@ -131,6 +132,11 @@ class Objective(ABC):
         collecting: AbstractContextManager[None] = self.crp.collect(domain) if self.crp is not None else nullcontext()
         with collecting:
             return self.forward(images)
+
+
+def shows_features(network: Any) -> bool:
+    """Whether it has the methods ``features`` and ``classify``; in a classifier of others such names are its parts."""
+    return all(inspect.ismethod(getattr(network, name, None)) for name in ("features", "classify"))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

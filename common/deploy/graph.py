@@ -1,7 +1,6 @@
 """A trained network as a graph from images to class logits, which the exporters rewrite."""
 
 import copy
-import inspect
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from common.adaptation.base import shows_features
 from common.errors import UserError
 from common.quantizers.layers import Quantizer, QuantLayer
 
@@ -21,7 +21,7 @@ class ClassLogits(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        ours = inspect.ismethod(getattr(network, "features", None))  # elsewhere such names are parts like others
+        ours = shows_features(network)
         self.classifier = next((name for name in CLASSIFIERS if ours and hasattr(network, name)), None)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.adaptation.base import shows_features
 from common.errors import UserError
 from common.flags import flag, switch
 from common.machine.compiling import compiler_faults
@@ -117,6 +118,6 @@ def check(options: AccelerationOptions, device: torch.device) -> None:
 
 def convolutions(model: Any) -> nn.Module:
     """The part worth compiling: a network for domain adaptation without its heads, which change with the progress."""
-    if hasattr(model, "backbone"):
-        return model.backbone()
-    return getattr(model, "feature", model)
+    if not shows_features(model):
+        return model
+    return model.backbone() if hasattr(model, "backbone") else model.feature

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from common.adaptation.base import shows_features
 from common.conversion.convert import convert
 from common.errors import UserError
 from common.flags import flags_of, shown
@@ -95,7 +96,7 @@ def _foreign(
 
 def class_logits(network: Any, images: Tensor) -> Tensor:
     """(B, C) of any network here, on normalised (B, 3, H, W); a discriminator is left out."""
-    if not hasattr(network, "classify"):
+    if not shows_features(network):
         return network(images)
     return network.classify(network.features(images))
 

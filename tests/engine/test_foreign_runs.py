@@ -1,14 +1,18 @@
 """Networks of a user's file in the programs: trained, kept with their file's digest, rebuilt, and never run unasked."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from common.deploy import packed
+from common.deploy.description import describe
 from common.deploy.files import open_file
 from common.deploy.restore import restore
 from common.errors import UserError
+from common.machine.acceleration import convolutions
 from common.models import build_model
 from common.models.adapted import AdaptedNetwork
 from tests.engine.synthetic import Lab
@@ -31,6 +35,19 @@ class Block(nn.Module):
 def net(num_classes=7):
     stem = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
     return nn.Sequential(*stem, Block(), nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+class Named(nn.Module):  # its parts are called as methods of networks here are
+    def __init__(self):
+        super().__init__()
+        self.features, self.backbone, self.classify = net()[:3], net()[3:6], nn.Sequential(nn.Flatten(), nn.Linear(8, 4))
+
+    def forward(self, x):
+        return self.classify(self.backbone(self.features(x)))
+
+
+def named():
+    return Named()
 
 
 def fixed():
@@ -71,6 +88,14 @@ def test_a_network_of_a_file_has_the_classes_of_the_data_and_is_rebuilt_to_the_s
     trained = lab.trainer.network.eval()
     with torch.no_grad():
         assert torch.equal(network(x), trained(x))
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_parts_may_be_called_as_methods_of_networks_here(bits: int, file: Path, lab: Lab) -> None:
+    """As `features` of torchvision's networks."""
+    summary = lab.run("single", "--model", f"{file}:named", "--num_epochs", 1, "--bitW", bits, "--pretrained", "no")
+    assert summary["model"] == f"{file}:named"
+    assert convolutions(lab.trainer.network) is lab.trainer.network
 
 
 def test_a_function_without_num_classes_is_called_without(file: Path, lab: Lab) -> None:
@@ -172,6 +197,17 @@ def test_the_tools_export_evaluate_and_predict_with_it(file: Path, lab: Lab, tmp
     assert status == 0, errors
     assert out.splitlines()[-1].startswith(f"{tmp_path / 'photo.png'}: ")
     assert "type it: --network" in refused("predict", "--model", packed, tmp_path / "photo.png")
+
+
+def test_a_file_of_a_network_that_brings_weights_is_read_without_warnings(file: Path, tmp_path: Path) -> None:
+    torch.save(build_model(f"{file}:net", num_classes=4).state_dict(), tmp_path / "weights.pt")
+    load = f"torch.load({str(tmp_path / 'weights.pt')!r}, weights_only=True, map_location='cpu')"
+    file.write_text(f"{NETWORK}\n\ndef loaded():\n    n = net(4)\n    n.load_state_dict({load})\n    return n\n")
+    model, path = f"{file}:loaded", tmp_path / "net.safetensors"
+    packed.save(build_model(model, bitW=4, num_classes=4), describe({"model": model, "bitW": 4}, 4), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packed.load(path, model)
 
 
 @pytest.mark.parametrize("select", ["entropy", "im", "snd"])

@@ -7,6 +7,7 @@ file complete; ``save_state`` and ``load_into`` for any other, which the user bu
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -57,7 +58,8 @@ def load(path: Path | str, network: str | None = None) -> tuple[nn.Module, Descr
         raise _of_no_network(path, error) from None
     description = recorded.named(network, path)
     try:
-        with torch.device("meta"):  # shapes alone: nothing is allocated before they fit
+        with torch.device("meta"), warnings.catch_warnings():  # shapes alone: nothing is allocated before they fit
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")  # of a user's own weights
             check(description.build(), tensors)
         built = description.build()
         fill(built, tensors)
