@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
+from common.conversion import quantize_model
 from common.conversion.calibrate import calibrate
 from common.deploy import packed
 from common.deploy.description import Description, describe
@@ -23,10 +25,10 @@ from common.deploy.onnx.export import onnx_model
 from common.deploy.onnx.integer import IntegerWriter
 from common.deploy.onnx.nodes import Nodes
 from common.errors import UserError
-from common.measure.parity import compare_onnx, onnxruntime_run, openvino_run, references, total
+from common.measure.parity import codes_alone, compare_onnx, onnxruntime_run, openvino_run, references, total
 from common.models import build_model
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import QuantAct, QuantConv2d
+from common.quantizers.layers import QuantAct, QuantConv2d, QuantLinear
 from tests.deploy.conftest import calibrated, images
 
 onnx = pytest.importorskip("onnx", reason="the deploy extra is not installed")
@@ -39,10 +41,10 @@ def int8_model(model: nn.Module, x: Tensor) -> Any:
     return onnx_model(model, tuple(x.shape[1:]), {}, IntegerWriter)
 
 
-def bytewise(proto: Any) -> int:
-    """How many convolutions multiply bytes with bytes."""
+def bytewise(proto: Any, kind: str = "Conv") -> int:
+    """How many convolutions, or products of a Linear layer, multiply bytes with bytes."""
     made_by = {output: node for node in proto.graph.node for output in node.output}
-    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    products = [node for node in proto.graph.node if node.op_type == kind]
     moving = ("MaxPool", "Concat")
 
     def is_read(name: str) -> bool:
@@ -51,7 +53,7 @@ def bytewise(proto: Any) -> int:
             node = made_by.get(node.input[0])
         return node is not None and node.op_type == "DequantizeLinear"
 
-    return sum(is_read(node.input[0]) and is_read(node.input[1]) for node in convolutions)
+    return sum(is_read(node.input[0]) and is_read(node.input[1]) for node in products)
 
 
 CASES = [
@@ -110,6 +112,28 @@ def test_networks_of_others_compute_their_function_in_bytes(name: str, bits: int
         else:
             (logits,) = run(proto.SerializeToString(), ["logits"], {"images": x[:1].numpy()})
             torch.testing.assert_close(torch.from_numpy(logits), model(x[:1]).detach(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "products"), [("ours", 4, 1), ("ours", 8, 2), ("lsq", 4, 1), ("centroid", 4, 1)]
+)
+def test_linear_layers_multiply_bytes(method: str, bits: int, products: int) -> None:
+    """Also of inputs whose levels lie about a mean that is not zero, as those of "ours" before a Linear layer do."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 32, 32)
+    vit = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5)
+    nn.init.normal_(vit.heads.head.weight)
+    model = quantize_model(vit, method, bitW=bits, abitW=bits, linear=True, all_convs=True)
+    model = calibrate(model, [x + 0.5]).eval()
+    proto = int8_model(model, x)
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    assert bytewise(proto, "MatMul") == products * len(layers) > 0
+    for run in ENGINES.values():
+        row = total("all", compare_onnx(model, proto, x, codes_alone(model, x), integers=True, run=run))
+        assert row.different <= 1e-4 * row.codes
+        if bits == 4:  # no sum of these images lies on a threshold
+            (logits,) = run(proto.SerializeToString(), ["logits"], {"images": x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(logits), model(x).detach(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,12 @@ class Nodes:
         array = np.asarray(value, dtype=kind.lower())
         return self._constant(name, getattr(self.types, kind), array.shape, array.tobytes())
 
-    def dequantize(self, stored: str, kind: str, name: str, scale: Tensor | float = 1.0) -> str:
-        """Bytes of a kind as floats times a scale, a 0-dimensional one or (filters,)."""
+    def dequantize(self, stored: str, kind: str, name: str, scale: Tensor | float = 1.0, axis: int = 0) -> str:
+        """Bytes of a kind as floats times a scale, a 0-dimensional one or (filters,), along an axis."""
         factor = self.floats(f"{name}:scale", scale)
         zero = self.bytewise(f"{name}:zero", torch.zeros(torch.as_tensor(scale).shape), kind)
-        axis = {"axis": 0} if torch.as_tensor(scale).ndim else {}
-        return self.add("DequantizeLinear", [stored, factor, zero], name, **axis)
+        along = {"axis": axis} if torch.as_tensor(scale).ndim else {}
+        return self.add("DequantizeLinear", [stored, factor, zero], name, **along)
 
     def _constant(self, name: str, kind: int, shape: torch.Size | tuple[int, ...], raw: bytes) -> str:
         content = (kind, tuple(shape), raw)
