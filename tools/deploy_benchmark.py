@@ -3,6 +3,7 @@
 OMP_NUM_THREADS=1 python tools/deploy_benchmark.py --networks resnet20,resnet50 --out speed.json --picture speed.png
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -17,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from common.deploy.extras import need
-from common.flags import number, word
+from common.errors import UserError
+from common.flags import natural, number, shown
 from common.models import build_model
+from common.quantizers import make_scheme
 from common.runs.annotations import Count, NewFile, one_of
 from common.runs.tool import run_tool
 from common.writing import write_whole
+from tools import pictures
 from tools.timing.engines import float_runs, integer_run
 from tools.timing.measuring import interleave, ratios
 
@@ -33,6 +37,18 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 BATCHES = {"resnet20": (1, 128)}  # of the others 1 and 16
 FORMS = ("ours:8", "ours:4", "ours:3", "ours:2", "lsq:4", "centroid:4")
+
+
+def form(text: str) -> str:
+    """METHOD:BITS that the method has, of weights and activations."""
+    method, _, bits = text.partition(":")
+    try:
+        make_scheme(method, bitW=natural(bits), abitW=natural(bits))
+    except (UserError, argparse.ArgumentTypeError) as error:
+        raise argparse.ArgumentTypeError(f"expected METHOD:BITS, not {shown(text)} ({error})") from None
+    return text
+
+
 BatchSize = Annotated[int, number(int, 1, 10**5, "a whole number of images")]
 
 
@@ -57,7 +73,7 @@ def random_network(name: str, method: str, bits: int) -> tuple[nn.Module, int]:
 def deploy_benchmark(
     *,
     networks: tuple[Annotated[str, one_of(*NETWORKS)], ...] = tuple(NETWORKS),
-    forms: tuple[Annotated[str, word], ...] = FORMS,
+    forms: tuple[Annotated[str, form], ...] = FORMS,
     batches: tuple[BatchSize, ...] = (),
     repeats: Count = 20,
     threads: Count = 1,
@@ -83,10 +99,11 @@ def deploy_benchmark(
             rows += row_of(name, batch, forms, repeats, threads)
             print("\n".join(table(rows, name, batch)), flush=True)
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         about = {"threads": threads, "openvino": need("openvino").__version__, "torch": torch.__version__}
         write_whole(out, json.dumps({**about, "rows": rows}))
     if picture is not None:
-        draw(rows, picture)
+        pictures.save(drawn(rows), picture)
 
 
 def row_of(name: str, batch: int, forms: tuple[str, ...], repeats: int, threads: int) -> list[dict[str, Any]]:
@@ -119,15 +136,12 @@ def table(rows: list[dict[str, Any]], name: str, batch: int) -> list[str]:
     return lines + [f"| {row['form']} | {row['ms']:.2f} | {row['times_faster']:.2f} |" for row in found]
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def drawn(rows: list[dict[str, Any]]) -> Any:
     """Bars of how many times faster than the best float32, a panel for each network and size of the batch."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels = list(dict.fromkeys((row["network"], row["batch"]) for row in rows))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(2.6 * len(panels) + 1.5, 4), sharey=True, squeeze=False)
+    figure, axes = pictures.plt.subplots(
+        1, len(panels), figsize=(2.6 * len(panels) + 1.5, 4), sharey=True, squeeze=False
+    )
     for axis, (name, batch) in zip(axes[0], panels, strict=True):
         found = [row for row in rows if (row["network"], row["batch"]) == (name, batch)][::-1]
         axis.barh([row["form"] for row in found], [row["times_faster"] for row in found], color="#4477aa")
@@ -136,8 +150,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("times faster", fontsize=8)
         axis.tick_params(labelsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+    return figure
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ class OpenVinoLogits:
         if shape not in self.requests:
             self.requests[shape] = self._compiled(shape).create_infer_request()
         request = self.requests[shape]  # called itself, a compiled model takes a third of a millisecond longer
-        request.set_input_tensor(self.openvino.Tensor(images.contiguous().cpu().numpy(), shared_memory=True))
+        values = images.contiguous().cpu().numpy()  # read while it infers, and kept by nobody else
+        request.set_input_tensor(self.openvino.Tensor(values, shared_memory=True))
         request.infer()
         return torch.from_numpy(request.get_output_tensor(0).data.copy())
 

@@ -16,6 +16,10 @@ from common.deploy.alignment import Alignment, base_digest
 from common.deploy.description import Description
 from common.deploy.files import open_file
 from common.deploy.formats.onnx import ONNX
+from common.deploy.onnx.export import onnx_model, open_session
+from common.deploy.onnx.integer import IntegerWriter
+from common.deploy.onnx.statistics import set_statistics
+from common.deploy.onnx.writer import NetworkWriter
 from common.deploy.packed import file as packed_file
 from common.errors import UserError
 from common.models import build_model, class_logits
@@ -67,6 +71,34 @@ def test_an_onnx_file_gives_it_too(method: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = class_logits(network, images)
     torch.testing.assert_close(logits, expected, rtol=0, atol=0.1 * float(expected.std()))  # a sum on a threshold
+
+
+class Twice(nn.Module):
+    """One BatchNorm behind two convolutions, and one whose module goes on from it."""
+
+    class Active(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+        self.norm, self.active = nn.BatchNorm2d(8), self.Active(8)
+        self.again = self.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(self.two(self.active(self.norm(self.one(x)))))
+        return self.last(self.active(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", [NetworkWriter, IntegerWriter])
+def test_an_onnx_file_gives_it_where_a_layer_is_used_twice(form: type[NetworkWriter], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, images = Twice().eval(), images_of(4, seed=5)
+    model = onnx_model(network, (3, *images.shape[2:]), {}, form)
+    set_statistics(model, aligned(network, tmp_path / NAME).statistics)
+    (logits,) = open_session(model.SerializeToString(), 1).run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), network(images).detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_it_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from common.measure.parity import codes_alone, compare_onnx, onnxruntime_run, op
 from common.models import build_model
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.layers import QuantAct, QuantConv2d, QuantLinear
+from tests.conftest import REPOSITORY
 from tests.deploy.conftest import calibrated, images
 
 onnx = pytest.importorskip("onnx", reason="the deploy extra is not installed")
@@ -221,6 +222,23 @@ def test_fast_is_openvino_whatever_the_file(
     whole, part = file.logits(x), file.logits(x[:2])
     torch.testing.assert_close(whole, ClassLogits(network)(x), atol=2e-2, rtol=1e-2)
     torch.testing.assert_close(part, whole[:2], atol=2e-2, rtol=1e-2)
+
+
+def test_channels_last_images_are_read_where_they_are_held() -> None:
+    """In a process of its own: 48 MB that nobody holds are given back at once, and reading them ends it."""
+    script = """
+import torch
+from torch import nn
+from common.deploy.onnx.export import onnx_model
+from common.deploy.openvino import OpenVinoLogits, read_model
+network = nn.Sequential(nn.Conv2d(3, 2, 3, stride=5), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+logits = OpenVinoLogits(read_model(onnx_model(network, (3, 1024, 1024), {}).SerializeToString()))
+with torch.inference_mode():
+    images = torch.randn(4, 3, 1024, 1024).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(logits(images), network(images), atol=1e-4, rtol=1e-4)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("damage", ["xml", "bin", "foreign", "no weights", "pipe"])

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from common.conversion import quantize_model
 from common.conversion.calibrate import calibrate
 from common.deploy.onnx.export import export_onnx, onnx_model, open_session, read_onnx
+from common.deploy.onnx.operators import OPERATORS
+from common.deploy.onnx.operators.rules import plain
 from common.errors import UserError
 from common.measure.parity import codes_alone, compare_onnx, references, total
 from common.vision import models
@@ -109,6 +111,18 @@ def overwritten(x: Tensor) -> Tensor:
     return x
 
 
+def constant_overwritten(x: Tensor) -> Tensor:
+    shift = torch.zeros(4, 1, 1)
+    moved = x + shift
+    return moved * shift.fill_(2)
+
+
+def places(x: Tensor) -> Tensor:
+    """Alike for all images here, and for no others."""
+    values, where = F.max_pool2d(x[:1] * 0, 2, return_indices=True)
+    return values + where / 2
+
+
 KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish in place": lambda x: F.hardswish(x, inplace=True),
     "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -116,9 +130,11 @@ KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive pooling": lambda x: F.adaptive_avg_pool2d(x, (5, 7)),
     "padding": lambda x: F.pad(F.pad(x, (1, 2, 0, 1)), (2, 2, 0, 1), mode="reflect"),
     "resizing": lambda x: F.interpolate(x, scale_factor=2),
+    "resizing to odd sizes": lambda x: F.interpolate(F.interpolate(x, (45, 7)), scale_factor=(1.7, 0.9)),
     "resizing, bilinear": lambda x: F.interpolate(
-        F.interpolate(x, (48, 24), mode="bilinear"), scale_factor=2, mode="bilinear", align_corners=True
+        F.interpolate(x, (45, 24), mode="bilinear"), scale_factor=2, mode="bilinear", align_corners=True
     ),
+    "resizing, bilinear, by a scale": lambda x: F.interpolate(x[..., :13], scale_factor=1.7, mode="bilinear"),
     "group norm": lambda x: F.group_norm(x, 2),
     "layer norm": lambda x: F.layer_norm(x, x.shape[1:]),
     "einsum": lambda x: torch.einsum("bchw,bdhw->bcd", x, x),
@@ -129,6 +145,9 @@ KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "a transposed convolution": lambda x: F.mish(
         F.conv_transpose2d(x, torch.ones(4, 3, 2, 2), stride=2, padding=1, output_padding=1)
     ),
+    "a constant that is worked on in place": constant_overwritten,
+    "whole numbers and truths": lambda x: x * torch.tensor(2) / torch.arange(1, 33) + x * torch.eye(32).bool(),
+    "zeros of the same shape": lambda x: torch.cat([x, torch.zeros_like(x), x.new_ones(len(x), 1, 32, 32)], 1),
     "a power": lambda x: (1 - x.pow(2)).exp().sqrt().rsqrt(),
     "a norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True),
 }
@@ -136,6 +155,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "an operator": (lambda x: x.cumsum(1), "the ONNX export does not know torch's cumsum"),
     "a path by values": (lambda x: x if x.mean() > 9 else -x, "does not know torch's gt"),
     "a number by batch": (lambda x: x * len(x), "2, a number that follows the size of the batch"),
+    "an index by truths": (lambda x: x[:, torch.tensor([True, False, True, True])], "an index by truths has no form"),
+    "places of maxima": (places, "does not know all that div is given"),
     "memory": (overwritten, "worked on in place under another name; a copy would do"),
 }
 
@@ -160,6 +181,13 @@ def test_what_has_no_form_is_one_line(name: str) -> None:
     function, why = REFUSED[name]
     with pytest.raises(UserError, match=why) as refusal:
         onnx_model(network_of(function), SHAPE, {})
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_the_checker_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPERATORS, "relu", plain("Rely"))
+    with pytest.raises(UserError, match=r"no form in ONNX here .*Rely") as refusal:
+        onnx_model(network_of(torch.relu), SHAPE, {})
     assert "\n" not in str(refusal.value)
 
 

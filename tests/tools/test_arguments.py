@@ -18,7 +18,7 @@ from tests.tools.entry import entry, refused, tools, type_in
 
 JUNK = ("x", "1.5", "-1", "nan", "9" * 30, "8,,x", "none of these")
 FITTING = (
-    *("1", "64", "4,2", "a=b", "all", "ours", "resnet20", "torchvision:resnet18", "http://here"),
+    *("1", "64", "4,2", "ours:4", "a=b", "all", "ours", "resnet20", "torchvision:resnet18", "http://here"),
     *("cpu", "packed", "bf16", "local", "eager", "steps", "imagenet"),
 )
 

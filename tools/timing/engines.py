@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from common.deploy.extras import need
-from common.deploy.onnx.export import onnx_model
+from common.deploy.onnx.export import onnx_model, open_session
 from common.deploy.onnx.integer import IntegerWriter
 from common.deploy.openvino import EXACT, OpenVinoLogits, read_model
 
@@ -21,7 +20,7 @@ def float_runs(network: nn.Module, images: Tensor, threads: int) -> dict[str, Ru
     model = onnx_model(network, shape_of(images), {}).SerializeToString()
     runs: dict[str, Run] = {
         "float32 OpenVINO": OpenVinoLogits(read_model(model), threads),
-        "float32 onnxruntime": _session(model, threads),
+        "float32 onnxruntime": _onnxruntime(model, threads),
         "bf16 OpenVINO": OpenVinoLogits(read_model(model), threads, {"INFERENCE_PRECISION_HINT": "bf16"}),
     }
     for name, make in (("int8 OpenVINO (NNCF)", _nncf), ("int8 onnxruntime", _onnxruntime_int8)):
@@ -43,11 +42,8 @@ def shape_of(images: Tensor) -> tuple[int, int, int]:
     return channels, rows, columns
 
 
-def _session(model: bytes, threads: int) -> Run:
-    runtime = need("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def _onnxruntime(model: bytes, threads: int) -> Run:
+    session = open_session(model, threads, in_bytes=True)
     return lambda images: session.run(None, {"images": images.numpy()})
 
 
@@ -82,4 +78,4 @@ def _onnxruntime_int8(model: bytes, images: Tensor, threads: int) -> Run:
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
         )
-        return _session(Path(paths[2]).read_bytes(), threads)
+        return _onnxruntime(Path(paths[2]).read_bytes(), threads)

@@ -16,7 +16,8 @@ from common.deploy.extras import need
 from common.deploy.graph import ClassLogits, refuse_unset
 from common.deploy.onnx.recording import PREFIX
 from common.deploy.onnx.writer import NetworkWriter
-from common.reading import read_bytes
+from common.errors import UserError
+from common.reading import read_bytes, reason
 from common.writing import write_whole
 
 OPSET = 21  # the first with 4-bit integers in DequantizeLinear
@@ -39,7 +40,6 @@ def export_onnx(
     Raises:
         UserError: onnx is not installed, learned scales were never set, or the network computes what this
             export does not know.
-        onnx.checker.ValidationError: a defect of this export.
     """
     content = onnx_model(network, image_shape, {**(metadata or {}), NAME: UNKNOWN}, form).SerializeToString()
     write_whole(Path(path), sealed(content, _entry))
@@ -84,18 +84,22 @@ def onnx_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="alignq"
     )
     helper.set_model_props(model, dict(metadata))
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # a defect of this export; the checker's errors share no narrower base
+        raise UserError(f"the network has no form in ONNX here ({reason(error)})") from error
     return model
 
 
-def open_session(model: bytes, threads: int = 0) -> Any:
+def open_session(model: bytes | str, threads: int = 0, in_bytes: bool = False) -> Any:
     """An onnxruntime session on the CPU that turns the codes into floats once, at loading, and not in every run.
 
     Args:
-        model: the bytes of a file; threads: 0 leaves the number to onnxruntime.
+        model: the bytes of a file, or its path. threads: 0 leaves the number to onnxruntime.
+        in_bytes: let it multiply bytes instead, wherever it can.
     """
     runtime = need("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if in_bytes else "1")
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

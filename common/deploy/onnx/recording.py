@@ -19,6 +19,7 @@ from common.quantizers.layers import QuantAct, QuantLayer, WeightQuantizer
 from common.reading import reason
 
 PREFIX = "network."  # of ``ClassLogits``
+OF_SHAPES = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}  # the values are not read
 
 
 @dataclass(eq=False)
@@ -130,15 +131,16 @@ class Recorder(TorchDispatchMode):
         given = _by_name(func, args, kwargs)
         for tensor in tensors_in(given):
             self._refuse_overwritten(tensor)
-        if not any(id(tensor) in self.live for tensor in tensors_in(given)):
-            return func(*args, **kwargs)
         operator = func._schema.name.removeprefix("aten::").rstrip("_")
+        if operator in OF_SHAPES or not any(id(tensor) in self.live for tensor in tensors_in(given)):
+            return func(*args, **kwargs)
         if operator not in self.known:
             for takes_apart in (func.decompose, decomposition_table.get(func)):
                 if takes_apart is not None:
                     result = self._take_apart(takes_apart, operator, args, kwargs)
                     if result is not NotImplemented:
                         return result
+        given = {key: self._as_it_is(value) for key, value in given.items()}
         result = func(*args, **kwargs)
         call = Call(operator, [*self.apart, operator][0], self.layers[-1], given, list(tensors_in(result)))
         if func._schema.is_mutable:
@@ -154,6 +156,14 @@ class Recorder(TorchDispatchMode):
                 return function(*args, **kwargs)
         finally:
             self.apart.pop()
+
+    def _as_it_is(self, value: Any) -> Any:
+        """A constant that is no parameter or buffer may be worked on in place, so that a copy is kept."""
+        if isinstance(value, tuple | list):
+            return [self._as_it_is(one) for one in value]
+        if not isinstance(value, Tensor) or id(value) in self.live or id(value) in self.names:
+            return value
+        return value.clone()
 
     def _keep(self, call: Call) -> None:
         self.calls.append(call)

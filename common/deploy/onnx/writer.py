@@ -16,6 +16,16 @@ from common.quantizers.layers import QuantAct, QuantLayer
 
 FORM = "the ONNX export"
 BATCHES = 2, 3  # what differs between them follows the batch
+PROMOTING = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "pow",
+    "maximum",
+    "minimum",
+    "where",
+}  # what else they are given becomes of the type of their result
 Sizes = tuple[int | None, ...]
 
 
@@ -119,9 +129,13 @@ class NetworkWriter(Nodes):
             layer, layer_name = self.recorder.weights[id(tensor)]
             self.names[id(tensor)] = self.weight(layer, layer_name)
             return self.names[id(tensor)]
-        if id(tensor) in self.recorder.live:
+        if id(other) in self.recorder.live:  # which is of the last recording, and keeps what it names
             raise UserError(f"{call.layer}: {FORM} does not know all that {call.operator} is given")
         name = self.recorder.names.get(id(tensor), name)
+        if call.operator == "index" and tensor.dtype == torch.bool:
+            raise UserError(f"{call.layer}: an index by truths has no form in ONNX here; index by numbers")
+        if call.operator in PROMOTING and not (call.operator == "where" and tensor.dtype == torch.bool):
+            tensor, other = tensor.to(call.results[0].dtype), other.to(call.results[0].dtype)
         if tensor.shape == other.shape:
             if not torch.equal(tensor, other) and not bool(tensor.isnan().any()):
                 raise UserError(f"{call.layer}: works with a constant that is another one each time")

@@ -22,9 +22,9 @@ from common.deploy.onnx.operators.layers import (
     linear,
     max_pool,
     reduced,
-    resize,
     vector_norm,
 )
+from common.deploy.onnx.operators.resizing import resize_bilinear, resize_nearest
 from common.deploy.onnx.operators.rules import Rule, attributes, plain
 from common.deploy.onnx.operators.shapes import (
     concatenate,
@@ -115,8 +115,8 @@ OPERATORS: dict[str, Rule] = {
     "adaptive_avg_pool2d": adaptive_average_pool,
     "_adaptive_avg_pool2d": adaptive_average_pool,
     "pad": pad,
-    "upsample_nearest2d": resize("nearest"),
-    "upsample_bilinear2d": resize("linear"),
+    "upsample_nearest2d": resize_nearest,
+    "upsample_bilinear2d": resize_bilinear,
 }
 
 __all__ = ["OPERATORS", "SHAPED"]

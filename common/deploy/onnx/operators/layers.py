@@ -1,4 +1,4 @@
-"""Reductions, products, normalisations, poolings and resizing."""
+"""Reductions, products, normalisations and poolings."""
 
 from __future__ import annotations
 
@@ -144,17 +144,3 @@ def _shares(size: Any, windows: Any) -> torch.Tensor:
         first, beyond = window * size // windows, -(-(window + 1) * size // windows)
         shares[window, first:beyond] = 1 / (beyond - first)
     return shares
-
-
-def resize(mode: str) -> Rule:
-    def rule(to: NetworkWriter, call: Bound) -> str:
-        key = "input" if "input" in call.given else "self"
-        if mode == "nearest":
-            how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        else:
-            how = {"coordinate_transformation_mode": "align_corners" if call.given["align_corners"] else "half_pixel"}
-        before, after = (torch.tensor(sizes[2:]) for sizes in (call.sizes[key], call.results[0]))
-        scales = to.floats(f"{call.name}:scales", torch.cat((torch.ones(2), after / before)))
-        return to.add("Resize", [call.given[key], "", scales], call.name, mode=mode, **how)
-
-    return rule
