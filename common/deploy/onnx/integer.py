@@ -166,15 +166,7 @@ class IntegerWriter(NetworkWriter):
 
         Sums of the inputs under a kernel serve all convolutions of the same input.
         """
-        given = call.given
-        geometry = {
-            "kernel_shape": call.sizes["weight"][2:],
-            "strides": given["stride"],
-            "pads": [*given["padding"], *given["padding"]],
-            "dilations": given["dilation"],
-            "group": given["groups"],
-        }
-        scale = scale * unit
+        geometry, scale = geometry_of(call), scale * unit
         if not bias and bool((weights == 1).all()):
             key = (x, tuple(weights.shape), str(geometry))
             if key not in self.window_sums:
@@ -203,6 +195,18 @@ class IntegerWriter(NetworkWriter):
                 parts = [requantize(self, part, kind, f"{part}_byte") for part in (low, high)]
                 self.in_bytes[value] = self.add("Concat", parts, f"{value}.bytes", axis=0), base
         return self.in_bytes[value]
+
+
+def geometry_of(call: Bound) -> dict[str, Any]:
+    """The attributes of a convolution over rows and columns."""
+    given = call.given
+    return {
+        "kernel_shape": call.sizes["weight"][2:],
+        "strides": given["stride"],
+        "pads": [*given["padding"], *given["padding"]],
+        "dilations": given["dilation"],
+        "group": given["groups"],
+    }
 
 
 def within_two_bytes(codes: Codes) -> bool:

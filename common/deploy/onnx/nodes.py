@@ -14,6 +14,7 @@ class Nodes:
 
     Attributes:
         types: ONNX's numbers of element types, such as ``types.INT32``.
+        annotations: of the graph, on what its tensors hold.
     """
 
     def __init__(self) -> None:
@@ -21,6 +22,7 @@ class Nodes:
         self.types = need("onnx").TensorProto
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self.annotations: list[Any] = []
         self.stored: dict[Any, str] = {}  # the name of each constant by what it holds: equal ones are stored once
 
     def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
