@@ -81,6 +81,19 @@ def test_layers_give_the_codes_of_the_trained_network_in_both_engines(name: str,
         assert whole.unexplained == 0
 
 
+def test_symmetric_weights_of_8_bits_are_one_product_each() -> None:
+    """The 256th level costs the sum of the inputs under the kernel, 255 levels do not."""
+    x = images("MNISTmodel_quant", 1)
+    for levels, products in (("exact", 3), ("symmetric", 2)):
+        model = calibrated("MNISTmodel_quant", 8, levels=levels)
+        proto = int8_model(model, x)
+        assert sum(node.op_type == "Conv" for node in proto.graph.node) == products
+        for run in ENGINES.values():
+            row = total("all", compare_onnx(model, proto, x, references(model, x), integers=True, run=run))
+            assert row.different <= 1e-4 * row.codes
+            assert row.unexplained == 0
+
+
 def test_the_comparison_notices_a_wrong_weight() -> None:
     model, x = calibrated("MNISTmodel_quant", 4), images("MNISTmodel_quant")
     proto = int8_model(model, x)
