@@ -24,6 +24,7 @@ from common.deploy.onnx.epilogue import write_integers
 from common.deploy.onnx.export import onnx_model
 from common.deploy.onnx.integer import IntegerWriter
 from common.deploy.onnx.nodes import Nodes
+from common.deploy.onnx.smooth import odd_through
 from common.errors import UserError
 from common.measure.parity import codes_alone, compare_onnx, onnxruntime_run, openvino_run, references, total
 from common.models import build_model
@@ -172,6 +173,23 @@ def test_an_epilogue_gives_the_integers_of_a_quantizers_levels(method: str, bits
     for run in ENGINES.values():
         (out,) = run(model.SerializeToString(), ["integers"], {"x": x.numpy()})
         assert torch.equal(torch.from_numpy(np.asarray(out))[clear], expected[clear])
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "terms"), [("ours", 4, 7), ("ours", 6, 7), ("ours", 8, 9), ("centroid", 4, 9), ("apot", 4, None)]
+)
+def test_smooth_thresholds_are_on_a_short_polynomial(method: str, bits: int, terms: int | None) -> None:
+    """As near as float32 lets a quantizer's own steps be; levels that are not quantiles of anything have none."""
+    act = METHODS[method].activation(bits, make_scheme(method, bitW=4, abitW=bits)).train()
+    act(torch.linspace(0, 3, 100))
+    thresholds, _ = act.eval().thresholds()
+    odd = odd_through(thresholds)
+    assert (odd and len(odd.coefficients)) == terms
+    if odd is not None:
+        around = torch.cat((thresholds - 1e-4, thresholds + 1e-4)).double()
+        assert torch.equal(odd(around).round(), act.position(around).round() - act.code_range()[0])
+        ends = odd(torch.tensor([-50.0, 50.0])).round().tolist()
+        assert ends == [0, len(thresholds)]
 
 
 @pytest.fixture(scope="module")
