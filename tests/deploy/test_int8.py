@@ -297,6 +297,20 @@ def test_a_damaged_or_foreign_ir_is_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_weights_of_others_beside_an_ir_are_kept(described: tuple[nn.Module, Description], tmp_path: Path) -> None:
+    """Those of this program's own IR are written anew."""
+    graph, weights = tmp_path / "digits.xml", tmp_path / "digits.bin"
+    for _ in range(2):
+        FORMATS["openvino"].write(*described, graph)
+    weights.write_bytes(b"of another program")
+    for content in (graph.read_bytes(), b"<net/>", None):
+        graph.unlink() if content is None else graph.write_bytes(content)
+        with pytest.raises(UserError, match=r"digits\.bin: would be overwritten") as refusal:
+            FORMATS["openvino"].write(*described, graph)
+        assert "\n" not in str(refusal.value)
+        assert weights.read_bytes() == b"of another program"
+
+
 def test_a_missing_engine_is_one_line(
     described: tuple[nn.Module, Description], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

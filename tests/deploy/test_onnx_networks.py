@@ -14,6 +14,7 @@ from common.conversion.calibrate import calibrate
 from common.deploy.onnx.export import export_onnx, onnx_model, open_session, read_onnx
 from common.deploy.onnx.operators import OPERATORS
 from common.deploy.onnx.operators.rules import plain
+from common.deploy.openvino import OpenVinoLogits, read_model
 from common.errors import UserError
 from common.measure.parity import codes_alone, compare_onnx, references, total
 from common.vision import models
@@ -128,6 +129,11 @@ KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
     "flatten of some dimensions": lambda x: x.flatten(2, 3).softmax(-1),
     "adaptive pooling": lambda x: F.adaptive_avg_pool2d(x, (5, 7)),
+    "mean pooling, rounded up": lambda x: F.avg_pool2d(x, 5, 4, 2, ceil_mode=True),
+    "mean pooling, rounded up, of what is there": lambda x: F.avg_pool2d(x, 3, 2, 1, True, count_include_pad=False),
+    "mean pooling, rounded up, by a divisor": lambda x: F.avg_pool2d(x, 3, 2, 1, True, divisor_override=5),
+    "maxima, rounded up": lambda x: F.max_pool2d(F.max_pool2d(x, 3, 2, ceil_mode=True), 2, 3, 1, ceil_mode=True),
+    "padding, as an even kernel does": lambda x: torch.constant_pad_nd(x, (0, 1, 0, 1), 0.5),
     "padding": lambda x: F.pad(F.pad(x, (1, 2, 0, 1)), (2, 2, 0, 1), mode="reflect"),
     "resizing": lambda x: F.interpolate(x, scale_factor=2),
     "resizing to odd sizes": lambda x: F.interpolate(F.interpolate(x, (45, 7)), scale_factor=(1.7, 0.9)),
@@ -148,6 +154,8 @@ KNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "a constant that is worked on in place": constant_overwritten,
     "whole numbers and truths": lambda x: x * torch.tensor(2) / torch.arange(1, 33) + x * torch.eye(32).bool(),
     "zeros of the same shape": lambda x: torch.cat([x, torch.zeros_like(x), x.new_ones(len(x), 1, 32, 32)], 1),
+    "PReLU": lambda x: F.prelu(F.prelu(x, torch.tensor([0.1, 0.2, 0.3, 0.4])).mean(1), torch.tensor([0.5])),
+    "extremes of a dimension": lambda x: x.max(1, keepdim=True)[0] - x.min(dim=1)[0][:, None] * torch.max(x, -x),
     "a power": lambda x: (1 - x.pow(2)).exp().sqrt().rsqrt(),
     "a norm": lambda x: x / x.norm(dim=(2, 3), keepdim=True),
 }
@@ -174,6 +182,15 @@ def network_of(function: Callable[[Tensor], Tensor]) -> nn.Module:
 def test_functions_are_written_as_torch_computes_them(name: str) -> None:
     network = network_of(KNOWN[name])
     torch.testing.assert_close(logits_of(network, images(3)), network(images(3)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if "rounded" in name or "resizing" in name])
+@torch.no_grad()
+def test_openvino_computes_the_same_where_engines_differ(name: str) -> None:
+    pytest.importorskip("openvino", reason="the deploy extra is not installed")
+    network = network_of(KNOWN[name])
+    logits = OpenVinoLogits(read_model(onnx_model(network, SHAPE, {}).SerializeToString()))(images(3))
+    torch.testing.assert_close(logits, network(images(3)), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -20,7 +20,8 @@ class Format:
     """A new one is one file and one line in ``FORMATS``.
 
     Attributes:
-        name: in ``FORMATS`` and of ``--format``. suffix: of its files. about: a line for --help.
+        name: in ``FORMATS`` and of ``--format``. about: a line for --help.
+        suffix: of its files; of formats with the same one, the first opens them.
         write: (network in evaluation mode, description, path) to a file that is there whole or not at all.
         read: a path, and the network's name if the user typed it, to a network, or to logits where an engine of its
             own computes them, and the description; raises UserError for what is no such file. None: files of this

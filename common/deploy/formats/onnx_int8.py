@@ -20,7 +20,5 @@ ONNX_INT8 = Format(
     "the integer graph in opset 21, for OpenVINO and other engines",
     write,
     onnx.read,
-    onnx.read_aligned,
-    onnx.read_fast,
     engine="onnxruntime",
 )

@@ -61,6 +61,15 @@ def elu(to: NetworkWriter, call: Bound) -> str:
     return attributes("Elu", alpha="alpha")(to, call)
 
 
+def prelu(to: NetworkWriter, call: Bound) -> str:
+    """A slope for each channel, the second dimension."""
+    beyond = list(range(1, len(call.sizes["self"]) - 1))
+    slopes = to.add(
+        "Unsqueeze", [call.given["weight"], to.integers(f"{call.name}:axes", beyond)], f"{call.name}.slopes"
+    )
+    return to.add("PRelu", [call.given["self"], slopes], call.name)
+
+
 def softplus(to: NetworkWriter, call: Bound) -> str:
     if call.given["beta"] != 1:
         raise call.refuse("a softplus of another beta than 1 has no form in ONNX here")

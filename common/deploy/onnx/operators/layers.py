@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common.deploy.onnx.operators.rules import Rule
+from common.deploy.onnx.operators.rules import Rule, plain
 
 if TYPE_CHECKING:
     from common.deploy.onnx.writer import Bound, NetworkWriter
@@ -21,6 +21,15 @@ def reduced(kind: str) -> Rule:
         dims = [dims] if isinstance(dims, int) else dims
         axes = [to.integers(f"{call.name}:axes", list(dims))] if dims else []
         return to.add(kind, [call.given["self"], *axes], call.name, keepdims=int(call.given.get("keepdim", False)))
+
+    return rule
+
+
+def extreme(kind: str, of_two: str) -> Rule:
+    """Of a tensor, of its dimension (the values, not where they are), or of two tensors."""
+
+    def rule(to: NetworkWriter, call: Bound) -> str:
+        return (plain(of_two, "self", "other") if "other" in call.given else reduced(kind))(to, call)
 
     return rule
 
@@ -110,14 +119,30 @@ def _window(call: Bound) -> dict[str, Any]:
 
 
 def max_pool(to: NetworkWriter, call: Bound) -> str:
-    dilations = _pair(call.given["dilation"])
-    return to.add("MaxPool", [call.given["self"]], call.name, **_window(call), dilations=dilations)
+    """Where ceil_mode counts, padded behind so far that no engine has to round: they differ in it."""
+    window, dilations = _window(call), _pair(call.given["dilation"])
+    behind = [
+        max(pad, (after - 1) * stride + dilation * (kernel - 1) + 1 - before - pad)
+        for pad, after, stride, dilation, kernel, before in zip(
+            window["pads"],
+            _sides(call.results[0]),
+            window["strides"],
+            dilations,
+            window["kernel_shape"],
+            _sides(call.sizes["self"]),
+            strict=False,
+        )
+    ]
+    pads = [*window["pads"][:2], *behind]
+    return to.add(
+        "MaxPool", [call.given["self"]], call.name, **{**window, "pads": pads, "ceil_mode": 0}, dilations=dilations
+    )
 
 
 def average_pool(to: NetworkWriter, call: Bound) -> str:
     window, divisor = _window(call), call.given["divisor_override"]
-    if window["ceil_mode"] and divisor is not None:
-        raise call.refuse("an average pooling with ceil_mode and a divisor of its own has no form in ONNX here")
+    if window.pop("ceil_mode"):
+        return _average_pool_of_parts(to, call, window, divisor)
     name = call.name if divisor is None else f"{call.name}.mean"
     counted = int(call.given["count_include_pad"] or divisor is not None)
     value = to.add("AveragePool", [call.given["self"]], name, **window, count_include_pad=counted)
@@ -126,15 +151,38 @@ def average_pool(to: NetworkWriter, call: Bound) -> str:
     return to.chain(call.name, value, ("of", "Mul", (math.prod(window["kernel_shape"]) / divisor,)))
 
 
+def _average_pool_of_parts(to: NetworkWriter, call: Bound, window: dict[str, Any], divisor: int | None) -> str:
+    """With ceil_mode, whose last windows engines divide by different numbers: a product from both sides."""
+    shares = []
+    for axis, (before, after) in enumerate(zip(_sides(call.sizes["self"]), _sides(call.results[0]), strict=True)):
+        kernel, stride, pad = (window[key][axis] for key in ("kernel_shape", "strides", "pads"))
+        shares.append(torch.zeros(after, before))
+        for place in range(after):
+            first, beyond = place * stride - pad, min(place * stride - pad + kernel, before + pad)
+            inside = range(max(first, 0), min(beyond, before))
+            counted = beyond - first if call.given["count_include_pad"] else len(inside)
+            shares[axis][place, inside.start : inside.stop] = 1 if divisor is not None else 1 / counted
+    if divisor is not None:
+        shares[0] /= divisor
+    return _from_both_sides(to, call, *shares)
+
+
+def _sides(sizes: Any) -> list[int]:
+    return [int(size or 0) for size in sizes[-2:]]
+
+
 def adaptive_average_pool(to: NetworkWriter, call: Bound) -> str:
     """Of one pixel, or a product from both sides with the windows' shares."""
     value, (rows, columns) = call.given["self"], call.results[0][-2:]
     if (rows, columns) == (1, 1):
         return to.add("GlobalAveragePool", [value], call.name)
     high, wide = call.sizes["self"][-2:]
-    left = to.floats(f"{call.name}:rows", _shares(high, rows))
-    right = to.floats(f"{call.name}:columns", _shares(wide, columns).T.contiguous())
-    return to.add("MatMul", [to.add("MatMul", [left, value], f"{call.name}.rows"), right], call.name)
+    return _from_both_sides(to, call, _shares(high, rows), _shares(wide, columns))
+
+
+def _from_both_sides(to: NetworkWriter, call: Bound, rows: torch.Tensor, columns: torch.Tensor) -> str:
+    left, right = to.floats(f"{call.name}:rows", rows), to.floats(f"{call.name}:columns", columns.T.contiguous())
+    return to.add("MatMul", [to.add("MatMul", [left, call.given["self"]], f"{call.name}.rows"), right], call.name)
 
 
 def _shares(size: Any, windows: Any) -> torch.Tensor:

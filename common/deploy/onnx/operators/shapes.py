@@ -91,7 +91,7 @@ def stack(to: NetworkWriter, call: Bound) -> str:
 
 
 def pad(to: NetworkWriter, call: Bound) -> str:
-    ours, value = call.given["mode"], call.given["value"] or 0.0
+    ours, value = call.given.get("mode", "constant"), call.given["value"] or 0.0
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     before, after = call.given["pad"][0::2][::-1], call.given["pad"][1::2][::-1]
     untouched = [0] * (len(call.sizes["self"]) - len(before))
