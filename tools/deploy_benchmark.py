@@ -43,6 +43,7 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mobilenet_v2": ("torchvision:mobilenet_v2", 224, {"num_classes": 1000}),
 }
 BATCHES = {"resnet20": (1, 128)}  # of the others 1 and 16
+KEYS = {"network", "batch", "form", "ms", "times_faster", "threads"}  # of a line of --out
 FORMS = ("ours:8", "ours:4", "ours:3", "ours:2", "lsq:4", "centroid:4")
 
 
@@ -100,7 +101,9 @@ def deploy_benchmark(
         out: also add the figures to that file, a line of JSON each; networks and batches that it has are taken from it.
         picture: also draw them there, as PNG.
     """
-    known = read_objects(out, "a file of this program, --out of an earlier run") if out is not None else []
+    known = read_objects(out, "--out of an earlier run") if out is not None else []
+    if any(not row.keys() >= KEYS for row in known):
+        raise UserError(f"--out {out}: not a file of this program; expected a new one, or --out of an earlier run")
     rows: list[dict[str, Any]] = []
     for name in networks:
         for batch in batches or BATCHES.get(name, (1, 16)):
@@ -163,13 +166,18 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """A line for each form in Markdown, a column for each network and size of the batch."""
     columns = list(dict.fromkeys((row["network"], row["batch"]) for row in rows))
     found = {
-        (row["network"], row["batch"], row["form"]): f"{row['ms']:.3g} ({row['times_faster']:.2f} x)" for row in rows
+        (row["network"], row["batch"], row["form"]): f"{_digits(row['ms'])} ({row['times_faster']:.2f} x)"
+        for row in rows
     }
     heads = [f"{name}, batch {batch}" for name, batch in columns]
     lines = [" | ".join(["| form", *heads]) + " |", "|---" + "|---:" * len(columns) + "|"]
     for one in dict.fromkeys(row["form"] for row in rows):
         lines.append(" | ".join([f"| {one}", *(found.get((*column, one), "") for column in columns)]) + " |")
     return lines
+
+
+def _digits(ms: float) -> str:
+    return f"{ms:.{2 if ms < 10 else 1 if ms < 100 else 0}f}"
 
 
 def drawn(rows: list[dict[str, Any]]) -> Any:

@@ -46,7 +46,10 @@ def test_what_the_file_has_is_not_measured_again(
             deploy_benchmark(networks=("resnet20", "resnet50"), out=out)
     assert measured == [("resnet20", 1), ("resnet20", 128), ("resnet50", 1), ("resnet50", 16), ("resnet50", 16)]
     deploy_benchmark(networks=("resnet20",), out=out)
-    assert "| float32 OpenVINO | 1.23e+03 (1.00 x) | 1.23e+03 (1.00 x) |" in capsys.readouterr().out
+    assert "| float32 OpenVINO | 1234 (1.00 x) | 1234 (1.00 x) |" in capsys.readouterr().out
+    out.write_text('{"network": "resnet20"}\n')
+    with pytest.raises(UserError, match="not a file of this program"):
+        deploy_benchmark(networks=("resnet20",), out=out)
 
 
 def test_a_killed_process_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
