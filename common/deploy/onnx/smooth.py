@@ -12,7 +12,7 @@ from torch import Tensor
 from common.deploy.onnx.nodes import Nodes
 
 LEAST, MOST_TERMS = 5, 10  # thresholds; coefficients
-EXACT = 2.0**-22  # per level: half of what common.measure.rounding_error grants the steps of a quantizer
+EXACT = 0.75 * 2.0**-21  # per level: of what common.measure.rounding_error grants the steps of a quantizer, 3/4
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,14 @@ def odd_through(thresholds: Tensor) -> Odd | None:
     weights[-1] = 1e-4  # its end is free, within the last code
     for terms in range(2, MOST_TERMS):
         powers = torch.arange(2 * terms - 1, 0, -2)
-        columns = at.unsqueeze(1) ** powers * weights.unsqueeze(1)
-        fit = torch.linalg.lstsq(columns, (to * weights).unsqueeze(1), driver="gelsd").solution.flatten()
-        found = Odd(middle, offset, -most if offset else 0.0, most, (fit / most**powers).float())
+        columns, left = (at * most).unsqueeze(1) ** powers * weights.unsqueeze(1), to * weights
+        coefficients = torch.zeros(terms)
+        for place in range(terms):  # those behind it make good what rounding one to float32 costs
+            scale = columns[:, place:].abs().amax(0)
+            fit = torch.linalg.lstsq(columns[:, place:] / scale, left.unsqueeze(1), driver="gelsd").solution
+            coefficients[place] = fit[0, 0] / scale[0]
+            left = left - columns[:, place] * coefficients[place].double()
+        found = Odd(middle, offset, -most if offset else 0.0, most, coefficients)
         if _passes(found, thresholds, count):
             return found
     return None
