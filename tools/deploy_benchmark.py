@@ -1,6 +1,9 @@
 """Latency on a CPU beside what one would pick instead, in turn in one process: float32, bf16, int8 of other tools.
 
-OMP_NUM_THREADS=1 python tools/deploy_benchmark.py --networks resnet20,resnet50 --out speed.json --picture speed.png
+    OMP_NUM_THREADS=1 python tools/deploy_benchmark.py --out speed.jsonl --picture speed.png
+
+A network at a size of the batch has a process of its own, which gives back what the engines took. What --out holds
+already is not measured again.
 """
 
 import argparse
@@ -8,7 +11,10 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +28,7 @@ from common.errors import UserError
 from common.flags import natural, number, shown
 from common.models import build_model
 from common.quantizers import make_scheme
+from common.reading import read_objects
 from common.runs.annotations import Count, NewFile, one_of
 from common.runs.tool import run_tool
 from common.writing import write_whole
@@ -36,6 +43,7 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mobilenet_v2": ("torchvision:mobilenet_v2", 224, {"num_classes": 1000}),
 }
 BATCHES = {"resnet20": (1, 128)}  # of the others 1 and 16
+KEYS = {"network", "batch", "form", "ms", "times_faster", "threads"}  # of a line of --out
 FORMS = ("ours:8", "ours:4", "ours:3", "ours:2", "lsq:4", "centroid:4")
 
 
@@ -80,7 +88,7 @@ def deploy_benchmark(
     out: NewFile | None = None,
     picture: NewFile | None = None,
 ) -> None:
-    """Print a table of medians, and how many times faster each is than the fastest float32 of its row.
+    """Print a table of medians, and how many times faster each is than the fastest float32 of its column.
 
     Ratios are medians of the ratios within a round.
 
@@ -90,20 +98,42 @@ def deploy_benchmark(
         batches: images at a time; by default 1 and 16, of resnet20 1 and 128.
         repeats: timed rounds, after three to warm up.
         threads: of each engine.
-        out: also write the figures there, as JSON.
+        out: also add the figures to that file, a line of JSON each; networks and batches that it has are taken from it.
         picture: also draw them there, as PNG.
     """
+    known = read_objects(out, "--out of an earlier run") if out is not None else []
+    if any(not row.keys() >= KEYS for row in known):
+        raise UserError(f"--out {out}: not a file of this program; expected a new one, or --out of an earlier run")
     rows: list[dict[str, Any]] = []
     for name in networks:
         for batch in batches or BATCHES.get(name, (1, 16)):
-            rows += row_of(name, batch, forms, repeats, threads)
-            print("\n".join(table(rows, name, batch)), flush=True)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        about = {"threads": threads, "openvino": need("openvino").__version__, "torch": torch.__version__}
-        write_whole(out, json.dumps({**about, "rows": rows}))
+            found = [row for row in known if (row["network"], row["batch"], row["threads"]) == (name, batch, threads)]
+            if not found:
+                found = in_a_process(name, batch, forms, repeats, threads)
+                if out is not None:
+                    out.parent.mkdir(parents=True, exist_ok=True)
+                    known += found
+                    write_whole(out, "".join(f"{json.dumps(row)}\n" for row in known))
+            rows += found
+    print("\n".join(table(rows)))
     if picture is not None:
         pictures.save(drawn(rows), picture)
+
+
+def in_a_process(name: str, batch: int, forms: tuple[str, ...], repeats: int, threads: int) -> list[dict[str, Any]]:
+    """``row_of`` in a process of its own.
+
+    Raises:
+        UserError: it was killed.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        try:
+            return process.submit(row_of, name, batch, forms, repeats, threads).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"{name}, batch {batch}: its process was killed, as for want of memory; fewer --forms need less, and "
+                "what --out has by now is kept"
+            ) from None
 
 
 def row_of(name: str, batch: int, forms: tuple[str, ...], repeats: int, threads: int) -> list[dict[str, Any]]:
@@ -118,22 +148,36 @@ def row_of(name: str, batch: int, forms: tuple[str, ...], repeats: int, threads:
     interleave(steps, 3, "cpu")
     seconds = interleave(steps, repeats, "cpu")
     best = min((key for key in seconds if key.startswith("float32")), key=lambda key: statistics.median(seconds[key]))
+    about = {"repeats": repeats, "threads": threads, "openvino": need("openvino").__version__}
     return [
         {
             "network": name,
             "batch": batch,
             "form": key,
-            "ms": 1e3 * statistics.median(values),
-            "times_faster": ratios(seconds[best], values)[0],
+            "ms": round(1e3 * statistics.median(values), 3),
+            "times_faster": round(ratios(seconds[best], values)[0], 3),
+            **about,
         }
         for key, values in seconds.items()
     ]
 
 
-def table(rows: list[dict[str, Any]], name: str, batch: int) -> list[str]:
-    lines = ["", f"{name}, batch {batch}", "", "| form | ms | times faster |", "|---|---:|---:|"]
-    found = [row for row in rows if (row["network"], row["batch"]) == (name, batch)]
-    return lines + [f"| {row['form']} | {row['ms']:.2f} | {row['times_faster']:.2f} |" for row in found]
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each form in Markdown, a column for each network and size of the batch."""
+    columns = list(dict.fromkeys((row["network"], row["batch"]) for row in rows))
+    found = {
+        (row["network"], row["batch"], row["form"]): f"{_digits(row['ms'])} ({row['times_faster']:.2f} x)"
+        for row in rows
+    }
+    heads = [f"{name}, batch {batch}" for name, batch in columns]
+    lines = [" | ".join(["| form", *heads]) + " |", "|---" + "|---:" * len(columns) + "|"]
+    for one in dict.fromkeys(row["form"] for row in rows):
+        lines.append(" | ".join([f"| {one}", *(found.get((*column, one), "") for column in columns)]) + " |")
+    return lines
+
+
+def _digits(ms: float) -> str:
+    return f"{ms:.{2 if ms < 10 else 1 if ms < 100 else 0}f}"
 
 
 def drawn(rows: list[dict[str, Any]]) -> Any:

@@ -46,8 +46,8 @@ def export(
         checkpoint: a model_best.pt or last.pt, or a published file.
         out: the file to write.
         format: packed (.safetensors), onnx (opset 21, for onnxruntime), onnx-int8 (the integer graph, .onnx), openvino
-            (the same, .xml and .bin), or pt2 (torch.export, float32; for torch.export.load, which is for files one
-            trusts).
+            (the same, .xml and .bin), qonnx (integers and MultiThreshold, for FINN and hls4ml), or pt2 (torch.export,
+            float32; for torch.export.load, which is for files one trusts).
         model: the network, for a checkpoint that does not record it; FILE.py:FUNCTION has to be typed always.
         float_names: name every layer that stayed float.
         alignment: a file of tools/realign.py, whose statistics the written network has.

@@ -41,7 +41,11 @@ class Quantization:
     grad_approx: str = flag("sigmoid", help="gradient of the weights' rounding", choices=("sigmoid", "ste"))
     lam: float = flag(1.0, above_zero, "gain of the sigmoid gradient")
     lam2: float = flag(4.0, above_zero, "sharpness of the sigmoid gradient")
-    levels: str = flag("exact", help="2^k levels, or the published CRP code's grid", choices=("exact", "published"))
+    levels: str = flag(
+        "exact",
+        help="2^k levels; weights of 2^k - 1, one of them zero; or the published CRP code's grid",
+        choices=("exact", "symmetric", "published"),
+    )
     stage: str = flag(
         "plain",
         help="align: 32-bit tensors are aligned without rounding; any other value is plain",

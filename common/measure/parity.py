@@ -213,7 +213,7 @@ def compare_onnx(
 
 def standing(act: QuantAct) -> Tensor | None:
     """The integers that stand for a quantizer's levels in the integer graph, (T + 1,); None: the levels themselves."""
-    found = act.integers()
+    found = act.shifted_integers()
     return None if found is None else found[0]
 
 

@@ -20,6 +20,7 @@ from common.quantizers.rounding import (
     published_grid,
     sigmoid_slope,
     straight_if,
+    symmetric_grid,
     widen,
 )
 from common.quantizers.scheme import BEFORE_RELU, Method, Scheme
@@ -150,7 +151,7 @@ def align_weight(w: Tensor, grid: Grid | None, slope: tuple[float, float] | None
 def _grid(bits: int, r: float, levels: str) -> Grid | None:
     if bits == FLOAT_BITS:
         return None
-    return exact_grid(bits, r) if levels == "exact" else published_grid(bits)
+    return published_grid(bits) if levels == "published" else exact_grid(bits, r)
 
 
 def _steps(r: float, grid: Grid | None) -> tuple[Step, ...]:
@@ -164,16 +165,17 @@ def _steps(r: float, grid: Grid | None) -> tuple[Step, ...]:
 class AlignWeight(WeightQuantizer):
     def __init__(self, bits: int, scheme: Scheme) -> None:
         super().__init__(bits)
-        self.grid = _grid(bits, 1.0, scheme.levels)
+        symmetric = scheme.levels == "symmetric" and bits != FLOAT_BITS
+        self.grid = symmetric_grid(bits) if symmetric else _grid(bits, 1.0, scheme.levels)
         self.slope = (scheme.lam, scheme.lam2) if scheme.grad_approx == "sigmoid" else None
 
     def forward(self, w: Tensor) -> Tensor:
         return align_weight(w, self.grid, self.slope)
 
     def levels(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """2^k levels, 2^(k+1) - 1 for ``--levels published``."""
+        """2^k levels, 2^(k+1) - 1 for ``--levels published``, 2^k - 1 for ``--levels symmetric``."""
         assert self.grid is not None
-        n = 2**self.bits - 1
+        n = int(self.grid.scale) if self.grid.offset == 0 else 2**self.bits - 1
         return self.grid.values(torch.arange(-n if self.grid.offset == 0 else 0, n + 1, dtype=dtype))
 
 

@@ -169,6 +169,18 @@ class QuantAct(Quantizer):
         low, high = self.code_range()
         return as_integers(self.levels(torch.arange(low, high + 1)))
 
+    def shifted_integers(self) -> tuple[Tensor, float, float] | None:
+        """The same, and an offset that is added to the product: the codes, where levels are even but not about zero."""
+        if (found := self.integers()) is not None:
+            return *found, 0.0
+        low, high = self.code_range()
+        codes = torch.arange(low, high + 1)
+        levels = self.levels(codes)
+        unit = float(levels[-1] - levels[0]) / (high - low)
+        offset = float(levels[0]) - unit * low
+        even = torch.allclose(codes.double() * unit + offset, levels, rtol=0, atol=1e-12 * float(levels.abs().max()))
+        return (codes, unit, offset) if even else None
+
 
 class QuantLayer(nn.Module):
     """What a convolution and a Linear layer of a quantized weight and an (optionally quantized) input share.

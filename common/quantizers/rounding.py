@@ -52,6 +52,15 @@ def published_grid(bits: int) -> Grid:
     return Grid(bits, 2**bits - 1, 0.0)
 
 
+def symmetric_grid(bits: int) -> Grid:
+    """The 2^k - 1 levels c / m of [-1, 1], m = 2^(k-1) - 1 (k >= 2): signed integers of k bits, and zero among them.
+
+    >>> symmetric_grid(2).values(torch.arange(-1, 2)).tolist()
+    [-1.0, 0.0, 1.0]
+    """
+    return Grid(bits, 2 ** (bits - 1) - 1, 0.0)
+
+
 def unit_grid(bits: int, r: float = 1.0) -> Grid:
     """The 2^k levels r c / n on [0, r]."""
     return Grid(bits, (2**bits - 1) / r, 0.0)

@@ -15,6 +15,7 @@ Placement = Literal["before_relu", "after_relu", "in_conv"]
 BEFORE_RELU: Placement = "before_relu"
 AFTER_RELU: Placement = "after_relu"
 IN_CONV: Placement = "in_conv"
+OTHER_LEVELS = "published", "symmetric"  # than the 2^k exact ones
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ class Scheme:
             if bits != FLOAT_BITS and bits not in defined:
                 widths = ", ".join(map(str, sorted(defined)))
                 raise UserError(f"{flag} {bits}: method {name} defines {widths} and {FLOAT_BITS} (float) here")
-        if self.levels == "published" and (name != "ours" or 1 in (self.bitW, self.abitW)):
-            raise UserError("--levels published exists for --method ours at 2 bits and more; leave --levels exact")
+        if self.levels in OTHER_LEVELS and (name != "ours" or 1 in (self.bitW, self.abitW)):
+            raise UserError(f"--levels {self.levels} exists for --method ours at 2 bits and more; leave --levels exact")
         for flag, value, choices in (
-            ("--levels", self.levels, ("exact", "published")),
+            ("--levels", self.levels, ("exact", *OTHER_LEVELS)),
             ("--grad_approx", self.grad_approx, ("sigmoid", "ste")),
             ("--stage", self.stage, ("plain", "align")),
         ):

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
+from common.conversion import quantize_model
 from common.conversion.calibrate import calibrate
 from common.deploy import packed
 from common.deploy.description import Description, describe
@@ -22,11 +24,12 @@ from common.deploy.onnx.epilogue import write_integers
 from common.deploy.onnx.export import onnx_model
 from common.deploy.onnx.integer import IntegerWriter
 from common.deploy.onnx.nodes import Nodes
+from common.deploy.onnx.smooth import odd_through
 from common.errors import UserError
-from common.measure.parity import compare_onnx, onnxruntime_run, openvino_run, references, total
+from common.measure.parity import codes_alone, compare_onnx, onnxruntime_run, openvino_run, references, total
 from common.models import build_model
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import QuantAct, QuantConv2d
+from common.quantizers.layers import QuantAct, QuantConv2d, QuantLinear
 from tests.conftest import REPOSITORY
 from tests.deploy.conftest import calibrated, images
 
@@ -40,10 +43,10 @@ def int8_model(model: nn.Module, x: Tensor) -> Any:
     return onnx_model(model, tuple(x.shape[1:]), {}, IntegerWriter)
 
 
-def bytewise(proto: Any) -> int:
-    """How many convolutions multiply bytes with bytes."""
+def bytewise(proto: Any, kind: str = "Conv") -> int:
+    """How many convolutions, or products of a Linear layer, multiply bytes with bytes."""
     made_by = {output: node for node in proto.graph.node for output in node.output}
-    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    products = [node for node in proto.graph.node if node.op_type == kind]
     moving = ("MaxPool", "Concat")
 
     def is_read(name: str) -> bool:
@@ -52,7 +55,7 @@ def bytewise(proto: Any) -> int:
             node = made_by.get(node.input[0])
         return node is not None and node.op_type == "DequantizeLinear"
 
-    return sum(is_read(node.input[0]) and is_read(node.input[1]) for node in convolutions)
+    return sum(is_read(node.input[0]) and is_read(node.input[1]) for node in products)
 
 
 CASES = [
@@ -77,6 +80,19 @@ def test_layers_give_the_codes_of_the_trained_network_in_both_engines(name: str,
         whole = total("all", rows)
         assert whole.different <= 1e-4 * whole.codes
         assert whole.unexplained == 0
+
+
+def test_symmetric_weights_of_8_bits_are_one_product_each() -> None:
+    """The 256th level costs the sum of the inputs under the kernel, 255 levels do not."""
+    x = images("MNISTmodel_quant", 1)
+    for levels, products in (("exact", 3), ("symmetric", 2)):
+        model = calibrated("MNISTmodel_quant", 8, levels=levels)
+        proto = int8_model(model, x)
+        assert sum(node.op_type == "Conv" for node in proto.graph.node) == products
+        for run in ENGINES.values():
+            row = total("all", compare_onnx(model, proto, x, references(model, x), integers=True, run=run))
+            assert row.different <= 1e-4 * row.codes
+            assert row.unexplained == 0
 
 
 def test_the_comparison_notices_a_wrong_weight() -> None:
@@ -114,6 +130,28 @@ def test_networks_of_others_compute_their_function_in_bytes(name: str, bits: int
 
 
 @pytest.mark.parametrize(
+    ("method", "bits", "products"), [("ours", 4, 1), ("ours", 8, 2), ("lsq", 4, 1), ("centroid", 4, 1)]
+)
+def test_linear_layers_multiply_bytes(method: str, bits: int, products: int) -> None:
+    """Also of inputs whose levels lie about a mean that is not zero, as those of "ours" before a Linear layer do."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 32, 32)
+    vit = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5)
+    nn.init.normal_(vit.heads.head.weight)
+    model = quantize_model(vit, method, bitW=bits, abitW=bits, linear=True, all_convs=True)
+    model = calibrate(model, [x + 0.5]).eval()
+    proto = int8_model(model, x)
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    assert bytewise(proto, "MatMul") == products * len(layers) > 0
+    for run in ENGINES.values():
+        row = total("all", compare_onnx(model, proto, x, codes_alone(model, x), integers=True, run=run))
+        assert row.different <= 1e-4 * row.codes
+        if bits == 4:  # no sum of these images lies on a threshold
+            (logits,) = run(proto.SerializeToString(), ["logits"], {"images": x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(logits), model(x).detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("method", "bits"), [(name, bits) for name in METHODS for bits in (2, 3, 4, 8) if bits in METHODS[name].act_bits]
 )
 def test_an_epilogue_gives_the_integers_of_a_quantizers_levels(method: str, bits: int) -> None:
@@ -135,6 +173,23 @@ def test_an_epilogue_gives_the_integers_of_a_quantizers_levels(method: str, bits
     for run in ENGINES.values():
         (out,) = run(model.SerializeToString(), ["integers"], {"x": x.numpy()})
         assert torch.equal(torch.from_numpy(np.asarray(out))[clear], expected[clear])
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "terms"), [("ours", 4, 5), ("ours", 6, 7), ("ours", 8, 9), ("centroid", 4, 6), ("apot", 4, None)]
+)
+def test_smooth_thresholds_are_on_a_short_polynomial(method: str, bits: int, terms: int | None) -> None:
+    """As near as float32 lets a quantizer's own steps be; levels that are not quantiles of anything have none."""
+    act = METHODS[method].activation(bits, make_scheme(method, bitW=4, abitW=bits)).train()
+    act(torch.linspace(0, 3, 100))
+    thresholds, _ = act.eval().thresholds()
+    odd = odd_through(thresholds)
+    assert (odd and len(odd.coefficients)) == terms
+    if odd is not None:
+        around = torch.cat((thresholds - 1e-4, thresholds + 1e-4)).double()
+        assert torch.equal(odd(around).round(), act.position(around).round() - act.code_range()[0])
+        ends = odd(torch.tensor([-50.0, 50.0])).round().tolist()
+        assert ends == [0, len(thresholds)]
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,20 @@ def test_the_published_grid_has_2rn_plus_1_levels(bits):
     assert METHODS["ours"].weight(bits, scheme)(w).unique().numel() == 2 * n + 1
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_symmetric_weights_are_signed_integers_of_k_bits(bits):
+    """2^k - 1 of them, zero among them; activations keep the exact levels."""
+    scheme = make_scheme("ours", bitW=bits, abitW=bits, levels="symmetric")
+    w = torch.special.ndtri((torch.arange(20000, dtype=torch.float64) + 0.5) / 20000).reshape(1, 20000)
+    quantizer = METHODS["ours"].weight(bits, scheme)
+    integers, unit = quantizer.integers(w.float())
+    most = 2 ** (bits - 1) - 1
+    assert integers.unique().tolist() == list(range(-most, most + 1))
+    assert float(unit) == 1 / most
+    x = torch.linspace(-8, 8, 80001)
+    assert torch.equal(scheme.before_relu()(x), make_scheme("ours", bitW=bits, abitW=bits).before_relu()(x))
+
+
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("name", ["bwn", "bwnf"])
 def test_binary_weights_are_reported_as_one_bit_whatever_was_asked_for(name, bits):

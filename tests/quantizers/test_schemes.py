@@ -121,6 +121,8 @@ def test_undefined_widths_are_refused_and_the_defined_ones_named(name, index, op
         {"method": "nonsense"},
         {"method": "ours", "levels": "published", "bitW": 1},
         {"method": "ours", "levels": "published", "abitW": 1},
+        {"method": "ours", "levels": "symmetric", "bitW": 1},
+        {"method": "lsq", "levels": "symmetric", "bitW": 8},
         {"method": "ours", "levels": "even"},
         {"method": "ours", "grad_approx": "tanh"},
         {"method": "ours", "stage": "second-best"},

@@ -13,6 +13,7 @@ from common.quantizers.rounding import as_integers
 UNIT_ROUNDOFF = 2.0**-24
 WEIGHTS = [(name, bits, "exact") for name, method in METHODS.items() for bits in method.weight_bits]
 ACTS = [(name, bits, "exact") for name, method in METHODS.items() for bits in method.act_bits]
+SYMMETRIC = [("ours", bits, "symmetric") for bits in range(2, 9)]
 PUBLISHED = [("ours", bits, "published") for bits in range(2, 9)]
 
 
@@ -71,7 +72,7 @@ def test_activations_are_integers_times_a_unit(name: str, bits: int, levels: str
     )
 
 
-@pytest.mark.parametrize(("name", "bits", "levels"), WEIGHTS + PUBLISHED)
+@pytest.mark.parametrize(("name", "bits", "levels"), WEIGHTS + PUBLISHED + SYMMETRIC)
 def test_weights_are_levels_times_scales_and_integers_times_units(name: str, bits: int, levels: str) -> None:
     weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(bits)) * 0.1
     quantizer = METHODS[name].weight(bits, make_scheme(name, bitW=bits, levels=levels))

@@ -253,7 +253,7 @@ def test_a_torch_export_program_is_written_but_never_opened(trained: Path, tmp_p
         ({"checkpoint": "a.safetensors", "out": "a.safetensors"}, "already exported"),
         (
             {"checkpoint": "none.pt", "out": "a.safetensors", "format": "tflite"},
-            "--format: expected one of packed, onnx, onnx-int8, openvino, pt2, not 'tflite'",
+            "--format: expected one of packed, onnx, onnx-int8, openvino, qonnx, pt2, not 'tflite'",
         ),
         ({"checkpoint": "none.pt", "out": "a.safetensors", "bitz": 4}, "unknown flag --bitz; did you mean --bitW?"),
         ({"checkpoint": "TRAINED", "out": "a.safetensors", "bitW": "four"}, "--bitW"),

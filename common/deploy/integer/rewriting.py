@@ -14,11 +14,12 @@ FORM = "the integer form"
 
 @dataclass(frozen=True)
 class Codes:
-    """Integers b with the real value unit * b, low <= b <= high."""
+    """Integers b with the real value unit * b + offset, low <= b <= high."""
 
     unit: float
     low: int
     high: int
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ def integer_thresholds(scale: Tensor, shift: Tensor, steps: Tensor, tie_passes: 
     return thresholds.to(torch.int32), sign.to(torch.int32)
 
 
+def behind_relu(steps: Tensor, tie_passes: Tensor) -> Tensor:
+    """The thresholds of a quantizer for values that a ReLU has yet to pass: it passes all up to zero by itself."""
+    return torch.where((steps < 0) | (tie_passes & (steps == 0)), -torch.inf, steps)
+
+
 class Thresholds(nn.Module):
     """(B, C, H, W) int32 sums to the int32 integers that stand for a quantizer's levels, by comparisons alone.
 
@@ -59,7 +64,7 @@ class Thresholds(nn.Module):
         super().__init__()
         steps, tie_passes = act.thresholds()
         if rectified:
-            steps = torch.where((steps < 0) | (tie_passes & (steps == 0)), -torch.inf, steps)
+            steps = behind_relu(steps, tie_passes)
         thresholds, sign = integer_thresholds(scale, shift, steps, tie_passes)
         self.low = act.code_range()[0]
         self.register_buffer("thresholds", thresholds)

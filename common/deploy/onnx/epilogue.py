@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.deploy.onnx.nodes import Nodes
 from common.deploy.onnx.quantizers import write_steps
+from common.deploy.onnx.smooth import odd_through, write_odd
 from common.quantizers.layers import QuantAct
 from common.quantizers.steps import Search
 
@@ -44,6 +45,8 @@ def write_integers(nodes: Nodes, act: QuantAct, integers: Tensor, name: str, val
         value = nodes.chain(code, value, ("even", "Mul", (1 / step,)), ("from", "Add", (offset,)), *_rounded(low, high))
     elif (knees := _knees(steps)) is not None:
         value = nodes.chain(code, value, *_warp(thresholds, knees, low), *_rounded(low, high))
+    elif (odd := odd_through(thresholds)) is not None:
+        value = write_odd(nodes, odd, low, code, value)
     else:
         before, rounding, _ = act.encoding()
         if isinstance(rounding, Search) and len(thresholds) <= MOST_COMPARED:

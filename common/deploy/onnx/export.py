@@ -80,9 +80,10 @@ def onnx_model(
         [helper.make_tensor_value_info("logits", kind, ["batch", None])],
         writer.constants,
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="alignq"
-    )
+    graph.quantization_annotation.extend(writer.annotations)
+    opsets = [helper.make_opsetid(domain, 1) for domain in {node.domain for node in writer.nodes} - {""}]
+    opsets = [helper.make_opsetid("", OPSET), *opsets]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="alignq")
     helper.set_model_props(model, dict(metadata))
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -1,9 +1,9 @@
-"""The integer graph as ONNX: every convolution of quantized values with quantized weights multiplies bytes.
+"""The integer graph as ONNX: every convolution and Linear layer of quantized values and weights multiplies bytes.
 
-A byte is written as engines know it, QuantizeLinear and DequantizeLinear before the convolution (QDQ). Between the
-convolutions values are float32; where they are quantized, they are the integers themselves, so that no rounding comes
+A byte is written as engines know it, QuantizeLinear and DequantizeLinear before the product (QDQ). Between the
+products values are float32; where they are quantized, they are the integers themselves, so that no rounding comes
 from their scale, which the weights carry. Residual sums, maxima and ReLUs act on integers as they are. What has no
-integers (a first layer, a linear one, levels that are no multiples of a unit) is computed from real values.
+integers (a first layer, a float Linear one, levels that are no multiples of a unit) is computed from real values.
 """
 
 from dataclasses import replace
@@ -42,10 +42,10 @@ class IntegerWriter(NetworkWriter):
 
     def quantizer(self, act: QuantAct, name: str, value: str) -> str:
         value = self.real(value)
-        if not act.has_codes or (found := act.integers()) is None:
+        if not act.has_codes or (found := act.shifted_integers()) is None:
             return super().quantizer(act, name, value)
-        integers, unit = found
-        self.meaning[name] = Codes(unit, int(integers[0]), int(integers[-1]))
+        integers, unit, offset = found
+        self.meaning[name] = Codes(unit, int(integers[0]), int(integers[-1]), offset)
         return write_integers(self, act, integers, name, value)
 
     def weight(self, layer: QuantLayer, name: str) -> str:
@@ -58,11 +58,14 @@ class IntegerWriter(NetworkWriter):
         if value in self.layers and value not in self.reals:
             self.reals[value] = write_weight(self, *self.layers[value])
         elif value in self.meaning and value not in self.reals:
-            self.reals[value] = self.chain(f"{value}.real", value, ("unit", "Mul", (self.meaning[value].unit,)))
+            codes = self.meaning[value]
+            shift = [("offset", "Add", (codes.offset,))] if codes.offset else []
+            self.reals[value] = self.chain(f"{value}.real", value, ("unit", "Mul", (codes.unit,)), *shift)
         return self.reals.get(value, value)
 
     def operator(self, call: Bound) -> str | list[str]:
-        if call.operator == "convolution" and (product := self.convolution(call)) is not None:
+        products = {"convolution": self.convolution, "linear": self.linear}
+        if call.operator in products and (product := products[call.operator](call)) is not None:
             return product
         if (codes := self.result(call)) is None:
             tensors = [key for key in call.given if key in call.sizes or key == "tensors"]
@@ -91,7 +94,7 @@ class IntegerWriter(NetworkWriter):
             given["tensors"] if call.operator == "cat" else [given[key] for key in ("self", "other") if key in given]
         )
         found = [self.meaning[one] for one in values if isinstance(one, str) and one in self.meaning]
-        if not found or len(found) < len(values) or len({one.unit for one in found}) > 1:
+        if not found or len(found) < len(values) or len({one.unit for one in found}) > 1 or found[0].offset:
             return None
         unit, low, high = found[0].unit, min(one.low for one in found), max(one.high for one in found)
         if call.operator in MOVED | POOLED or call.operator == "cat":
@@ -107,7 +110,7 @@ class IntegerWriter(NetworkWriter):
         """In bytes where input and weights are integers, of at most two bytes each; otherwise of real values."""
         given, name = call.given, call.name
         codes, (layer, _) = self.meaning.get(given["input"]), self.layers.get(given["weight"], (None, ""))
-        if layer is None or codes is None or given["transposed"] or len(given["padding"]) != 2:
+        if layer is None or codes is None or codes.offset or given["transposed"] or len(given["padding"]) != 2:
             return None
         parts = weights_in_bytes(layer)
         if parts is None or not within_two_bytes(codes):
@@ -126,6 +129,31 @@ class IntegerWriter(NetworkWriter):
                 total = self.add("Add", [total, by_channel], f"{name}.biased")
         return self.add("Identity", [total], name)
 
+    def linear(self, call: Bound) -> str | None:
+        """In bytes where input and weights are; what an offset of the input adds is of every output channel's bias."""
+        given, name = call.given, call.name
+        codes, (layer, _) = self.meaning.get(given["input"]), self.layers.get(given["weight"], (None, ""))
+        if layer is None or codes is None or byte_type(codes.low, codes.high) is None:
+            return None
+        if (parts := weights_in_bytes(layer)) is None:
+            return None
+        x, _ = self.bytes_of(given["input"])
+        terms, shift = [], torch.zeros(len(layer.weight)).double()
+        for place, (weights, scale) in enumerate(parts):
+            output = f"{name}.product{place}"
+            stored = self.bytewise(f"{output}.codes", weights.T.contiguous(), "INT8")
+            by_filter = (scale * codes.unit).expand(len(weights))
+            terms.append(
+                self.add("MatMul", [x, self.dequantize(stored, "INT8", f"{output}.weight", by_filter, 1)], output)
+            )
+            shift = shift + codes.offset * scale * weights.sum(1)
+        total = terms[0] if len(terms) == 1 else self.sum(terms, f"{name}.products")
+        constants = [] if given["bias"] is None else [given["bias"]]
+        constants += [self.floats(f"{name}:shift", shift)] if codes.offset else []
+        for place, constant in enumerate(constants):
+            total = self.add("Add", [total, constant], f"{name}.plus{place}")
+        return self.add("Identity", [total], name)
+
     def sum(self, terms: list[str], name: str) -> str:
         """Of two products. OpenVINO moves scales from before an addition behind it, and where a term has other readers
         (the convolutions of a branch and of a shortcut) it applies them twice; past a maximum it moves none."""
@@ -138,15 +166,7 @@ class IntegerWriter(NetworkWriter):
 
         Sums of the inputs under a kernel serve all convolutions of the same input.
         """
-        given = call.given
-        geometry = {
-            "kernel_shape": call.sizes["weight"][2:],
-            "strides": given["stride"],
-            "pads": [*given["padding"], *given["padding"]],
-            "dilations": given["dilation"],
-            "group": given["groups"],
-        }
-        scale = scale * unit
+        geometry, scale = geometry_of(call), scale * unit
         if not bias and bool((weights == 1).all()):
             key = (x, tuple(weights.shape), str(geometry))
             if key not in self.window_sums:
@@ -177,6 +197,18 @@ class IntegerWriter(NetworkWriter):
         return self.in_bytes[value]
 
 
+def geometry_of(call: Bound) -> dict[str, Any]:
+    """The attributes of a convolution over rows and columns."""
+    given = call.given
+    return {
+        "kernel_shape": call.sizes["weight"][2:],
+        "strides": given["stride"],
+        "pads": [*given["padding"], *given["padding"]],
+        "dilations": given["dilation"],
+        "group": given["groups"],
+    }
+
+
 def within_two_bytes(codes: Codes) -> bool:
     """As ``bytes_of`` takes them apart."""
     return codes.high < BYTE**2 if codes.low >= 0 else max(-codes.low, codes.high + 1) <= BYTE**2 // 4
@@ -199,6 +231,6 @@ def weights_in_bytes(layer: Any) -> list[tuple[Tensor, Tensor]] | None:
     half, rest = weights.div(2, rounding_mode="floor"), weights % 2
     if not byte_type(min(int(half.min()), -1), int(half.max())):
         return None
-    if bool(rest.all()) and layer.groups == 1:
+    if bool(rest.all()) and getattr(layer, "groups", 0) == 1:
         rest = rest[:1]
     return [(half, 2 * scale), (rest, scale)]

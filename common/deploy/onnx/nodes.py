@@ -14,6 +14,7 @@ class Nodes:
 
     Attributes:
         types: ONNX's numbers of element types, such as ``types.INT32``.
+        annotations: of the graph, on what its tensors hold.
     """
 
     def __init__(self) -> None:
@@ -21,6 +22,7 @@ class Nodes:
         self.types = need("onnx").TensorProto
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self.annotations: list[Any] = []
         self.stored: dict[Any, str] = {}  # the name of each constant by what it holds: equal ones are stored once
 
     def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -60,12 +62,12 @@ class Nodes:
         array = np.asarray(value, dtype=kind.lower())
         return self._constant(name, getattr(self.types, kind), array.shape, array.tobytes())
 
-    def dequantize(self, stored: str, kind: str, name: str, scale: Tensor | float = 1.0) -> str:
-        """Bytes of a kind as floats times a scale, a 0-dimensional one or (filters,)."""
+    def dequantize(self, stored: str, kind: str, name: str, scale: Tensor | float = 1.0, axis: int = 0) -> str:
+        """Bytes of a kind as floats times a scale, a 0-dimensional one or (filters,), along an axis."""
         factor = self.floats(f"{name}:scale", scale)
         zero = self.bytewise(f"{name}:zero", torch.zeros(torch.as_tensor(scale).shape), kind)
-        axis = {"axis": 0} if torch.as_tensor(scale).ndim else {}
-        return self.add("DequantizeLinear", [stored, factor, zero], name, **axis)
+        along = {"axis": axis} if torch.as_tensor(scale).ndim else {}
+        return self.add("DequantizeLinear", [stored, factor, zero], name, **along)
 
     def _constant(self, name: str, kind: int, shape: torch.Size | tuple[int, ...], raw: bytes) -> str:
         content = (kind, tuple(shape), raw)
