@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data.locate import REPOSITORY
 from common.errors import UserError
-from common.reading import read_objects, read_text
+from common.reading import read_text
 from common.runs.tool import run_tool
 from common.writing import write_whole
 from tools.runs.result_page import BLOCK, block_of, draw, fill
-from tools.runs.study import Row, read
+from tools.runs.study import Row, read, read_lines
 
 
 def results(*, docs: Path = REPOSITORY / "docs", check: bool = False) -> None:
@@ -41,12 +41,8 @@ def results(*, docs: Path = REPOSITORY / "docs", check: bool = False) -> None:
 
 
 def rows_of(docs: Path, name: str) -> list[Row]:
-    """The lines of DOCS/results/NAME.jsonl; none where there is no such file.
-
-    Raises:
-        UserError: a line is damaged.
-    """
-    return read_objects(docs / "results" / f"{name}.jsonl", "the results of a study, which writes them anew")
+    """The lines of DOCS/results/NAME.jsonl."""
+    return read_lines(docs / "results" / f"{name}.jsonl")
 
 
 if __name__ == "__main__":

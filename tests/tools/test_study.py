@@ -11,7 +11,7 @@ from common.data.locate import REPOSITORY
 from tests.tools.entry import refused, type_in
 from tools.results import rows_of
 from tools.runs.result_page import BLOCK, block_of, fill, verdict
-from tools.runs.study import read, selections
+from tools.runs.study import plan_of, read, selections
 
 STUDIES = sorted((REPOSITORY / "docs" / "studies").glob("*.json"))
 SMALL = {
@@ -127,7 +127,7 @@ def test_finished_runs_become_lines_a_table_a_picture_and_a_verdict(docs: Path, 
     data = ("--data_dir", tmp_path)
     status, said, err = type_in("study", docs / "studies" / "small.json", "--out", out, *data)
     assert status == 0, err
-    assert "4 of 4 runs" in said
+    assert "4 of 4 runs are finished here" in said
     rows = rows_of(docs, "small")
     assert rows[1]["top1"] == {"last": 52.0, "target": 70.0, "source": 70.0, "entropy": 70.0, "im": 52.0, "snd": 70.0}
     assert str(tmp_path) not in json.dumps(rows)
@@ -140,6 +140,26 @@ def test_finished_runs_become_lines_a_table_a_picture_and_a_verdict(docs: Path, 
     assert block in (docs / "results.md").read_text()
     assert (docs / "results" / "small.png").stat().st_size > 1000
     assert BLOCK.search((docs / "results.md").read_text())
+
+
+def test_what_a_study_found_before_stays_where_its_runs_are_not(docs: Path, tmp_path: Path) -> None:
+    lines = docs / "results" / "small.jsonl"
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    finish(elsewhere / "float_seed0", 32, 0, [50.0])
+    finish(elsewhere / "float_seed1", 32, 1, [51.0])
+    plan_of(read(docs / "studies" / "small.json"), {}, elsewhere, lines).collect(elsewhere)
+    before = rows_of(docs, "small")
+    plan = plan_of(read(docs / "studies" / "small.json"), {}, here, lines)
+    assert "no run of 4 is finished" in (plan.collect(here) or "")
+    assert rows_of(docs, "small") == before
+    finish(here / "float_seed1", 32, 1, [52.0])
+    plan.collect(here)
+    first, second = rows_of(docs, "small")
+    assert first == before[0]
+    assert second["top1"]["last"] == 52.0
+    missing = docs / "results" / "none.jsonl"
+    plan_of(read(docs / "studies" / "small.json"), {}, tmp_path / "empty", missing).collect(tmp_path / "empty")
+    assert not missing.exists()
 
 
 @pytest.mark.parametrize(
