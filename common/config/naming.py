@@ -139,7 +139,7 @@ def find_source(options: Options, runs: Iterable[Path]) -> Path:
         else ""
     )
     raise UserError(
-        f"the source file {start.source_file} was not found; looked {itself}under {looked} (in each also ours/, others/, "
-        f"apot_lsq/). Either {fetch}train it: {train} "
+        f"the source file {start.source_file} was not found; looked {itself}under {looked} (in each also ours/, "
+        f"others/, apot_lsq/). Either {fetch}train it: {train} "
         "(--pretrained False starts without one)"
     )

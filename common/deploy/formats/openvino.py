@@ -50,4 +50,5 @@ OPENVINO = Format(
     read,
     read_fast=read,
     engine="OpenVINO",
+    beside=WEIGHTS,
 )
