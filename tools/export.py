@@ -72,9 +72,8 @@ def export(
     floats = 4 * sum(parameter.numel() for parameter in network.parameters())
     files = wanted.files(out)
     size = sum(file.stat().st_size for file in files)
-    print(
-        f"{', '.join(map(str, files))}: {description.line()}; {size:,} bytes, {size / floats:.3f} of its parameters in float32"
-    )
+    print(f"{', '.join(map(str, files))}: {description.line()}")
+    print(f"{size:,} bytes, {size / floats:.3f} of its parameters in float32")
     print(covered.line(), *(covered.lines() if float_names else []), sep="\n")
     if wanted.read is not None:
         print(_check(wanted, network, description, out, model))

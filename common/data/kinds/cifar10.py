@@ -63,8 +63,8 @@ def load(options: Cifar10Options, batching: Batching) -> RunData:
     """
     if options.demo and options.dataset != "cifar10":
         raise UserError(
-            f"--demo: the images are those of --dataset {options.dataset}, as typed or as in the file's run, and the demo "
-            "has images of its own; leave --demo out"
+            f"--demo: the images are those of --dataset {options.dataset}, as typed or as in the file's run, and the "
+            "demo has images of its own; leave --demo out"
         )
     if options.dataset not in KNOWN:
         return _load_folder(options, batching)
