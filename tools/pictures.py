@@ -9,7 +9,10 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 COLOURS = ("#1f5fa8", "#d1495b", "#3a9d6e", "#e39b2d", "#7a4fa3", "#4fb3bf", "#8a5a44", "#6b7280", "#c2488f", "#9aa83a")
 
@@ -120,14 +123,25 @@ def ratio_bars(
 
 def accuracy_bars(axes: Axes, series: Mapping[str, Sequence[float]]) -> None:
     """Horizontal bars of the mean accuracy, the first on top, with a mark for every value; label -> values, in %."""
+    kinds = {"float": 0, "ours": 1, "other methods": 7}
     for place, (label, values) in enumerate(series.items()):
         mean = float(np.mean(values))
-        axes.barh(place, mean, color=colour(0 if label.startswith("float") else 1 if label.startswith("ours") else 7))
+        kind = next((kind for kind in kinds if label.startswith(kind)), "other methods")
+        axes.barh(place, mean, color=colour(kinds[kind]))
         axes.plot(values, [place] * len(values), "k|", ms=6)
-        axes.text(max(values), place, f" {mean:.1f}", va="center", fontsize=8)
+        axes.text(max(values), place, f" {mean:.2f}", va="center", fontsize=9)
+    handles: list[Artist] = [Patch(color=colour(index), label=kind) for kind, index in kinds.items()]
+    handles.append(Line2D([], [], color="k", marker="|", ls="", label="one seed"))
+    axes.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12 - 0.3 / len(series)),
+        ncols=4,
+        fontsize=9,
+        frameon=False,
+    )
     axes.set_yticks(range(len(series)), list(series))
-    lowest = min(min(values) for values in series.values())
-    axes.set(ylim=(len(series) - 0.4, -0.6), xlim=(max(0, 10 * int(lowest / 10 - 1)), 104))
+    axes.set(ylim=(len(series) - 0.4, -0.6), xlim=(0, 112), xticks=range(0, 101, 20))
     axes.grid(axis="x", alpha=0.3)
 
 

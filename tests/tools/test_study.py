@@ -135,9 +135,14 @@ def test_finished_runs_become_lines_a_table_a_picture_and_a_verdict(docs: Path, 
     assert "| float | 32 | 2 | 50.50 ± 0.71 |" in block
     assert "| ours with CRP | 4 | 2 | 52.75 ± 1.06 | 70.00 ± 0.00 |" in block
     assert "Four bits are enough: 52.75 ± 1.06 against 50.50 ± 0.71, +2.25 points; 2 seeds, so no verdict" in block
-    (docs / "results.md").write_text(fill("<!-- results: small -->\n<!-- end -->", lambda _: ""))
+    front = tmp_path / "README.md"
+    front.write_text("<!-- summary: small -->\n<!-- end -->\n")
+    (docs / "results.md").write_text(fill("<!-- results: small -->\n<!-- end -->", lambda *_: ""))
     assert type_in("results", "--docs", docs)[0] == 0
     assert block in (docs / "results.md").read_text()
+    assert "| ours with CRP | 4 | 2 | 52.75 ± 1.06 | 2 |" in front.read_text()
+    front.write_text(front.read_text().replace("52.75", "62.75"))
+    assert "README.md is not what docs/results says" in refused("results", "--docs", docs, "--check")
     assert (docs / "results" / "small.png").stat().st_size > 1000
     assert BLOCK.search((docs / "results.md").read_text())
 
