@@ -37,10 +37,15 @@ class Typed(NamedTuple):
         return shlex.join(self.words)
 
 
-def typed_in_blocks(text: str) -> Iterator[Typed]:
-    """Every command of every shell block. A block begins in the repository and goes where its `cd` goes."""
+def typed_in_blocks(text: str, values: dict[str, str] | None = None) -> Iterator[Typed]:
+    """Every command of every shell block. A block begins in the repository and goes where its `cd` goes.
+
+    Args:
+        values: of the shell's variables before the first block; those that a block sets, later ones have.
+    """
+    values = dict(values or {})
     for block in SHELL.findall(text):
-        yield from _commands(block)
+        yield from _commands(block, values)
 
 
 def typed_in_prose(text: str) -> Iterator[Typed]:
@@ -58,8 +63,8 @@ def flags_in_prose(text: str) -> Iterator[list[str]]:
             yield code.split()
 
 
-def _commands(block: str) -> Iterator[Typed]:
-    folder, values = REPOSITORY, {}
+def _commands(block: str, values: dict[str, str]) -> Iterator[Typed]:
+    folder = REPOSITORY
     for line in block.replace("\\\n", " ").splitlines():
         for words in _simple(line):
             if words[0] == "for":
