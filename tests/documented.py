@@ -23,7 +23,7 @@ FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```shell\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 RUNS = re.compile(r"(?:\w+=\S+ )*(?:python (?:\S*/)?\w+\.py\b|alignq \w|tox run|torchrun)")
-ELSEWHERE = {"cd", "cp", "mkdir", "mypy", "pytest", "ruff"}  # programs that are not ours
+ELSEWHERE = {"cp", "git", "mkdir", "mypy", "pytest", "ruff"}  # programs that are not ours
 PLACEHOLDER = re.compile(r"[A-Z_]+|\w\\\|\w")
 
 
@@ -43,7 +43,7 @@ def typed_in_blocks(text: str, values: dict[str, str] | None = None) -> Iterator
     Args:
         values: of the shell's variables before the first block; those that a block sets, later ones have.
     """
-    values = dict(values or {})
+    values = {"HOME": "/home/me", **(values or {})}
     for block in SHELL.findall(text):
         yield from _commands(block, values)
 
@@ -160,6 +160,8 @@ def _read(file: Path | None, words: list[str], named: bool = False) -> None:
 
 def _read_by_any(words: list[str]) -> None:
     """By the program of one task at least; of none in particular is said in a sentence."""
+    if HELP & set(words):
+        return
     faults = []
     for variants in programs().values():
         for task in variants:
