@@ -1,5 +1,6 @@
 """The pictures that the tools draw, each on a matplotlib axes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -143,6 +145,35 @@ def accuracy_bars(axes: Axes, series: Mapping[str, Sequence[float]]) -> None:
     axes.set_yticks(range(len(series)), list(series))
     axes.set(ylim=(len(series) - 0.4, -0.6), xlim=(0, 112), xticks=range(0, 101, 20))
     axes.grid(axis="x", alpha=0.3)
+
+
+def speed_panels(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """How many times faster than the best float32 each form of a network is: a panel for each network and batch, two
+    side by side. ``rows`` are those of tools/deploy_benchmark.py."""
+    panels = list(dict.fromkeys((row["network"], row["batch"]) for row in rows))
+    lines = -(-len(panels) // 2)
+    figure, grid = plt.subplots(lines, 2, figsize=(7, 2.6 * lines), squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.set_axis_off()
+            continue
+        own = [row for row in rows if (row["network"], row["batch"]) == panels[place]]
+        for height, row in enumerate(own):
+            ours = row["form"].startswith("ours")
+            other = re.match(r"(float32|bf16|int8)", row["form"])
+            axes.barh(height, row["times_faster"], color=colour(1 if ours else 7 if other else 0))
+            axes.text(row["times_faster"], height, f" {row['times_faster']:.2f}", va="center", fontsize=8)
+        axes.axvline(1, color="#444444", ls="--", lw=1)
+        axes.set_yticks(range(len(own)), [row["form"] for row in own], fontsize=8)
+        axes.set_title("{}, batch {}".format(*panels[place]), fontsize=9)
+        axes.set(ylim=(len(own) - 0.4, -0.6), xlim=(0, 1.2 * max(row["times_faster"] for row in own)))
+        axes.tick_params(axis="x", labelsize=8)
+    figure.supxlabel("times faster than the best float32", fontsize=9)
+    kinds = {"this project, ours": 1, "this project, other methods": 0, "float32 and other tools": 7}
+    handles = [Patch(color=colour(index), label=kind) for kind, index in kinds.items()]
+    figure.tight_layout()
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, fontsize=9, frameon=False)
+    return figure
 
 
 def save(figure: Any, path: Path) -> Path:

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.reading import read_text
 from common.runs.tool import run_tool
 from common.writing import write_whole
+from tools import pictures
 from tools.runs.result_page import BLOCK, block_of, draw, fill, summary_of
 from tools.runs.study import Row, read, read_lines
 
@@ -22,10 +23,11 @@ FORMS = {"results": block_of, "summary": summary_of}
 
 
 def results(*, docs: Path = REPOSITORY / "docs", check: bool = False) -> None:
-    """Write every block of DOCS/results.md and of README.md beside DOCS anew, and the picture of every study.
+    """Write every block of DOCS/results.md and of README.md beside DOCS anew, the picture of every study, and int8.png.
 
     Args:
-        docs: folder with results.md, studies/NAME.json and results/NAME.jsonl.
+        docs: folder with results.md, studies/NAME.json and results/NAME.jsonl, and the lines
+            of tools/deploy_benchmark.py in results/int8.jsonl.
         check: write nothing, and fail where a page is not what the results say.
     """
 
@@ -46,6 +48,8 @@ def results(*, docs: Path = REPOSITORY / "docs", check: bool = False) -> None:
     for _, _, name, _ in BLOCK.findall(drawn[page]):
         if rows := rows_of(docs, name):
             print(draw(read(docs / "studies" / f"{name}.json"), rows, docs / "results" / f"{name}.png"))
+    if speeds := read_lines(docs / "results" / "int8.jsonl"):
+        print(pictures.save(pictures.speed_panels(speeds), docs / "int8.png"))
     print("\n".join(map(str, drawn)))
 
 

@@ -1,6 +1,7 @@
 """Studies: what is run, from what, and that the page of results says what the runs found and nothing else."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,14 @@ def test_every_line_of_a_result_names_its_data_epochs_seed_and_a_command_of_the_
 
 def test_the_page_of_results_says_what_the_results_say() -> None:
     assert type_in("results", "--check") == (0, "", "")
+
+
+def test_the_picture_of_speeds_has_the_figures_of_its_table() -> None:
+    page = (REPOSITORY / "docs" / "speed.md").read_text()
+    cells = {(float(ms), float(times)) for ms, times in re.findall(r"([\d.]+) \(([\d.]+) x\)", page)}
+    lines = [json.loads(line) for line in (REPOSITORY / "docs" / "results" / "int8.jsonl").read_text().splitlines()]
+    assert lines
+    assert all((line["ms"], line["times_faster"]) in cells for line in lines)
 
 
 def test_a_number_changed_by_hand_is_noticed_and_written_anew(docs: Path) -> None:
