@@ -6,6 +6,7 @@ It imports nothing of them. The program takes this process's place, so ``alignq 
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -24,7 +25,7 @@ TOOLS = {  # file in tools/, and what it does
     "export": ("export", "a checkpoint as a file to ship"),
     "evaluate": ("evaluate", "the accuracy of a shipped file"),
     "predict": ("predict", "the classes of images, by a shipped file"),
-    "parity": ("parity", "compare these networks with the published code's"),
+    "parity": ("parity", "whether the forms of a network to ship compute what was trained, layer by layer"),
     "fetch": ("fetch_pretrained", "the published weights"),
     "doctor": ("doctor", "what this machine has, and what is missing for which task"),
 }
@@ -64,6 +65,13 @@ def program(words: list[str]) -> list[str]:
         given = f"{shown(rest[0])}: " if rest else ""
         raise UserError(f"{TRAIN}: {given}expected a task, one of {', '.join(known)}")
     return [str(known[rest[0]]), *rest[1:]]
+
+
+def as_typed(name: str) -> list[str]:
+    """The words that run a tool from here: alignq NAME, or python and its file where alignq is not installed."""
+    if shutil.which("alignq"):
+        return ["alignq", name]
+    return ["python", os.path.relpath(program([name])[0])]
 
 
 def main() -> NoReturn:

@@ -84,11 +84,15 @@ def _become(program: Path, words: list[str], cwd: Path, environment: dict[str, s
 
 
 def run(folder: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run a task's program to its end, in a process of its own that has already imported what they all import."""
+    """Run a task's program to its end."""
     program = REPOSITORY / folder / "main.py"
-    words = [str(argument) for argument in arguments]
+    return run_program(program, [str(argument) for argument in arguments], cwd or program.parent)
+
+
+def run_program(program: Path, words: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    """`python program words…` to its end, in a process of its own that has already imported what they all import."""
     with NamedTemporaryFile("r") as out, NamedTemporaryFile("r") as err:
-        arguments = (program, words, cwd or program.parent, dict(os.environ), out.name, err.name)
+        arguments = (program, words, cwd, dict(os.environ), out.name, err.name)
         process = FORKS.Process(target=_become, args=arguments)
         process.start()
         process.join(timeout=300)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.command import TOOLS, help_text, program, tasks
+from common.command import TOOLS, as_typed, help_text, program, tasks
 from common.errors import UserError
 from tests.conftest import REPOSITORY
 from tools.runs.programs import main_of, programs
@@ -36,6 +36,16 @@ def test_every_command_and_task_has_its_program() -> None:
 def test_a_program_gets_its_words_from_any_folder(tmp_path: Path) -> None:
     result = alignq("train", "resnet20", "--bitW", "0", cwd=tmp_path)
     assert (result.returncode, "--bitW" in result.stderr) == (2, True)
+
+
+def test_what_a_run_says_to_type_next_runs_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for folder in (tmp_path, REPOSITORY / "single_domain" / "resnet20"):
+        monkeypatch.chdir(folder)
+        python, file = as_typed("export")
+        assert (python, Path(file).resolve()) == ("python", REPOSITORY / "tools" / "export.py")
+    (tmp_path / "alignq").touch(0o755)
+    assert as_typed("export") == ["alignq", "export"]
 
 
 @pytest.mark.parametrize("words", [["no-such"], ["train"], ["train", "no-such"]])

@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from common.data.locate import REPOSITORY
 from common.runs import checkpoint
-from common.runs.annotations import NewFolder
+from common.runs.annotations import Count, NewFolder
 from common.runs.tool import run_tool
 from tools import pictures
 from tools.arguments import OursBits
@@ -21,18 +21,20 @@ from tools.arguments import OursBits
 LAYER = "layers.4.conv0.weight"
 
 
-def demo(*, bits: OursBits = 4, out: NewFolder = Path("results/demo")) -> None:
+def demo(*, bits: OursBits = 4, out: NewFolder = Path("results/demo"), num_epochs: Count | None = None) -> None:
     """Train ResNet-20 at 32 bits, then at fewer from it, on demo data; print a table and draw a picture.
 
     Args:
         bits: of weights and activations.
         out: folder of the two runs and of demo.png.
+        num_epochs: of each run (default: 15 at 32 bits, then 4).
     """
     folder = out.resolve()
     jobs = {32: folder / "res20_32bit", bits: folder / f"res20_{bits}bit"}
     for width, job in jobs.items():
         source = [] if width == 32 else ["--source_dir", str(folder), "--source_file", "res20_32bit/model_best.pt"]
         command = [sys.executable, "main.py", "--demo", "--bitW", str(width), "--abitW", str(width), *source]
+        command += ["--num_epochs", str(num_epochs)] if num_epochs is not None else []
         command += ["--job_dir", str(job), "--resume"]  # a finished run is not trained again
         if status := subprocess.run(command, cwd=REPOSITORY / "single_domain" / "resnet20").returncode:
             sys.exit(status)

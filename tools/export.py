@@ -70,8 +70,10 @@ def export(
         print(note)
     covered = coverage(network, torch.zeros(1, *description.image_shape))
     floats = 4 * sum(parameter.numel() for parameter in network.parameters())
-    size = out.stat().st_size
-    print(f"{out}: {description.line()}; {size:,} bytes, {size / floats:.3f} of its parameters in float32")
+    files = wanted.files(out)
+    size = sum(file.stat().st_size for file in files)
+    print(f"{', '.join(map(str, files))}: {description.line()}")
+    print(f"{size:,} bytes, {size / floats:.3f} of its parameters in float32")
     print(covered.line(), *(covered.lines() if float_names else []), sep="\n")
     if wanted.read is not None:
         print(_check(wanted, network, description, out, model))

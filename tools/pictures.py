@@ -1,5 +1,6 @@
 """The pictures that the tools draw, each on a matplotlib axes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 COLOURS = ("#1f5fa8", "#d1495b", "#3a9d6e", "#e39b2d", "#7a4fa3", "#4fb3bf", "#8a5a44", "#6b7280", "#c2488f", "#9aa83a")
 
@@ -120,15 +125,55 @@ def ratio_bars(
 
 def accuracy_bars(axes: Axes, series: Mapping[str, Sequence[float]]) -> None:
     """Horizontal bars of the mean accuracy, the first on top, with a mark for every value; label -> values, in %."""
+    kinds = {"float": 0, "ours": 1, "other methods": 7}
     for place, (label, values) in enumerate(series.items()):
         mean = float(np.mean(values))
-        axes.barh(place, mean, color=colour(0 if label.startswith("float") else 1 if label.startswith("ours") else 7))
+        kind = next((kind for kind in kinds if label.startswith(kind)), "other methods")
+        axes.barh(place, mean, color=colour(kinds[kind]))
         axes.plot(values, [place] * len(values), "k|", ms=6)
-        axes.text(max(values), place, f" {mean:.1f}", va="center", fontsize=8)
+        axes.text(max(values), place, f" {mean:.2f}", va="center", fontsize=9)
+    handles: list[Artist] = [Patch(color=colour(index), label=kind) for kind, index in kinds.items()]
+    handles.append(Line2D([], [], color="k", marker="|", ls="", label="one seed"))
+    axes.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.12 - 0.3 / len(series)),
+        ncols=4,
+        fontsize=9,
+        frameon=False,
+    )
     axes.set_yticks(range(len(series)), list(series))
-    lowest = min(min(values) for values in series.values())
-    axes.set(ylim=(len(series) - 0.4, -0.6), xlim=(max(0, 10 * int(lowest / 10 - 1)), 104))
+    axes.set(ylim=(len(series) - 0.4, -0.6), xlim=(0, 112), xticks=range(0, 101, 20))
     axes.grid(axis="x", alpha=0.3)
+
+
+def speed_panels(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """How many times faster than the best float32 each form of a network is: a panel for each network and batch, two
+    side by side. ``rows`` are those of tools/deploy_benchmark.py."""
+    panels = list(dict.fromkeys((row["network"], row["batch"]) for row in rows))
+    lines = -(-len(panels) // 2)
+    figure, grid = plt.subplots(lines, 2, figsize=(7, 2.6 * lines), squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.set_axis_off()
+            continue
+        own = [row for row in rows if (row["network"], row["batch"]) == panels[place]]
+        for height, row in enumerate(own):
+            ours = row["form"].startswith("ours")
+            other = re.match(r"(float32|bf16|int8)", row["form"])
+            axes.barh(height, row["times_faster"], color=colour(1 if ours else 7 if other else 0))
+            axes.text(row["times_faster"], height, f" {row['times_faster']:.2f}", va="center", fontsize=8)
+        axes.axvline(1, color="#444444", ls="--", lw=1)
+        axes.set_yticks(range(len(own)), [row["form"] for row in own], fontsize=8)
+        axes.set_title("{}, batch {}".format(*panels[place]), fontsize=9)
+        axes.set(ylim=(len(own) - 0.4, -0.6), xlim=(0, 1.2 * max(row["times_faster"] for row in own)))
+        axes.tick_params(axis="x", labelsize=8)
+    figure.supxlabel("times faster than the best float32", fontsize=9)
+    kinds = {"this project, ours": 1, "this project, other methods": 0, "float32 and other tools": 7}
+    handles = [Patch(color=colour(index), label=kind) for kind, index in kinds.items()]
+    figure.tight_layout()
+    figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, fontsize=9, frameon=False)
+    return figure
 
 
 def save(figure: Any, path: Path) -> Path:

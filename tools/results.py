@@ -1,4 +1,4 @@
-"""The results of real runs in the documents: docs/results.md and its pictures, drawn from docs/results/*.jsonl.
+"""The results of real runs in the documents: README.md, docs/results.md and its pictures, from docs/results/*.jsonl.
 
     python tools/results.py
 
@@ -12,41 +12,50 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data.locate import REPOSITORY
 from common.errors import UserError
-from common.reading import read_objects, read_text
+from common.reading import read_text
 from common.runs.tool import run_tool
 from common.writing import write_whole
-from tools.runs.result_page import BLOCK, block_of, draw, fill
-from tools.runs.study import Row, read
+from tools import pictures
+from tools.runs.result_page import BLOCK, block_of, draw, fill, summary_of
+from tools.runs.study import Row, read, read_lines
+
+FORMS = {"results": block_of, "summary": summary_of}
 
 
 def results(*, docs: Path = REPOSITORY / "docs", check: bool = False) -> None:
-    """Write every block of DOCS/results.md anew, and the picture of every study that has results.
+    """Write every block of DOCS/results.md and of README.md beside DOCS anew, the picture of every study, and int8.png.
 
     Args:
-        docs: folder with results.md, studies/NAME.json and results/NAME.jsonl.
-        check: write nothing, and fail where the page is not what the results say.
+        docs: folder with results.md, studies/NAME.json and results/NAME.jsonl, and the lines
+            of tools/deploy_benchmark.py in results/int8.jsonl.
+        check: write nothing, and fail where a page is not what the results say.
     """
-    page = docs / "results.md"
-    text = read_text(page, "the page of results")
-    drawn = fill(text, lambda name: block_of(read(docs / "studies" / f"{name}.json"), rows_of(docs, name)))
+
+    def block(kind: str, name: str) -> str:
+        return FORMS[kind](read(docs / "studies" / f"{name}.json"), rows_of(docs, name))
+
+    page, front = docs / "results.md", docs.absolute().parent / "README.md"
+    drawn = {}
+    for path in (page, front) if front.exists() else (page,):
+        text = read_text(path, "a page of results")
+        drawn[path] = fill(text, block)
+        if check and drawn[path] != text:
+            raise UserError(f"{path} is not what docs/results says; python tools/results.py writes it anew")
     if check:
-        if drawn != text:
-            raise UserError(f"{page} is not what docs/results says; python tools/results.py writes it anew")
         return
-    write_whole(page, drawn)
-    for _, name, _ in BLOCK.findall(drawn):
+    for path, text in drawn.items():
+        write_whole(path, text)
+    for _, _, name, _ in BLOCK.findall(drawn[page]):
         if rows := rows_of(docs, name):
             print(draw(read(docs / "studies" / f"{name}.json"), rows, docs / "results" / f"{name}.png"))
-    print(page)
+    if speeds := read_lines(docs / "results" / "int8.jsonl"):
+        print(pictures.save(pictures.speed_panels(speeds), docs / "int8.png"))
+    print("\n".join(map(str, drawn)))
 
 
 def rows_of(docs: Path, name: str) -> list[Row]:
-    """The lines of DOCS/results/NAME.jsonl; none where there is no such file.
-
-    Raises:
-        UserError: a line is damaged.
-    """
-    return read_objects(docs / "results" / f"{name}.jsonl", "the results of a study, which writes them anew")
+    """The lines of DOCS/results/NAME.jsonl."""
+    return read_lines(docs / "results" / f"{name}.jsonl")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ class Start:
 
     pretrained: bool = switch(True, "start a run below 32 bits from its source file")
     source_dir: str = flag("pretrained", path, "folder of the source file")
-    source_file: str | None = flag(None, path, "file with the weights to start from (default: the table's)")
+    source_file: str | None = flag(
+        None, path, "file with the weights to start from, a path or below --source_dir (default: the table's)"
+    )
 
 
 @dataclass(frozen=True)

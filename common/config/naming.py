@@ -79,7 +79,8 @@ def source_candidates(options: Options, runs: Iterable[Path]) -> list[Path]:
     source_dir/source_file, with each published prefix between them, in the working directory, in the task's folder and
     in that which its variants share; then the default job folders of earlier ``runs``, which come first under --demo: a
     file trained on the real data is not what a demo run is meant to start from. In each place also its checkpoint/
-    folder, as a job_dir has one, and the name that was published.
+    folder, as a job_dir has one, and the name that was published. A --source_file typed without --source_dir is a path
+    before all that; where neither was typed, it is one at the end.
     """
     assert options.start.source_file is not None
     names = [Path(options.start.source_file)]
@@ -93,7 +94,14 @@ def source_candidates(options: Options, runs: Iterable[Path]) -> list[Path]:
         for name in names
         for path in (folder / name, (folder / name).parent / "checkpoint" / name.name)
     ]
-    return list(dict.fromkeys([*paths, literal]))
+    itself = [] if "source_dir" in options.typed else names[:1]
+    ordered = [*itself, *paths] if _is_path(options) else [*paths, *itself]
+    return list(dict.fromkeys([*ordered, literal]))
+
+
+def _is_path(options: Options) -> bool:
+    """Whether --source_file is meant as a path by itself: it was typed, and --source_dir was not."""
+    return "source_file" in options.typed and "source_dir" not in options.typed
 
 
 def source_folders(options: Options) -> list[Path]:
@@ -117,11 +125,13 @@ def find_source(options: Options, runs: Iterable[Path]) -> Path:
     for place in places:
         distinct.setdefault(place.resolve(), place)
     looked = ", ".join(map(str, distinct.values()))
+    itself = "for it as a path, and " if _is_path(options) else ""
     link = recipes.PRETRAINED_LINKS.get(task.name)
     bits = recipes.pretrained_bits(task.name, options.quantization.bits)
     demo = " --demo" if options.data.demo else ""
     pair = f" --src_data {options.pair[0]} --tgt_data {options.pair[1]}" if options.pair else ""
-    folder = Path(start.source_dir) / Path(str(start.source_file)).parent
+    wanted = Path("" if _is_path(options) else start.source_dir, str(start.source_file)).parent
+    folder = wanted.parent if wanted.name == "checkpoint" else wanted  # of a job
     train = f"python main.py{demo}{pair} --bitW {bits} --abitW {bits} --job_dir {folder}"
     fetch = (
         f"fetch it with: python tools/fetch_pretrained.py download --task {task.name} (from {link}), or "
@@ -129,7 +139,7 @@ def find_source(options: Options, runs: Iterable[Path]) -> Path:
         else ""
     )
     raise UserError(
-        f"the source file {start.source_file} was not found; looked under {looked} (in each also ours/, others/, "
-        f"apot_lsq/). Either {fetch}train it: {train} "
+        f"the source file {start.source_file} was not found; looked {itself}under {looked} (in each also ours/, "
+        f"others/, apot_lsq/). Either {fetch}train it: {train} "
         "(--pretrained False starts without one)"
     )

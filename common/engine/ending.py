@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from common.command import as_typed
 from common.config.options import Options
 from common.measure.coverage import Coverage
 from common.measure.effective_bits import LayerLevels
@@ -77,8 +78,8 @@ def _accuracy(options: Options, summary: dict[str, Any]) -> str:
 def _next(options: Options, file: Path) -> str:
     """What to type next: the file to ship, or of a float network the report."""
     if (options.quantization.bitW, options.quantization.abitW) == FLOAT:
-        return shlex.join(["alignq", "report", str(file.parents[1])])
+        return shlex.join([*as_typed("report"), str(file.parents[1])])
     model = options.quantization.model
     typed = ["--model", model] if is_of_file(model) else []
     name = f"{file.parents[1].name}.safetensors"
-    return shlex.join(["alignq", "export", "--checkpoint", str(file), *typed, "--out", name])
+    return shlex.join([*as_typed("export"), "--checkpoint", str(file), *typed, "--out", name])

@@ -117,7 +117,10 @@ def _of_file(name: str, num_classes: int) -> nn.Module:
     make = _function(path, function)
     takes = "num_classes" in inspect.signature(make).parameters
     try:
-        network = make(num_classes=num_classes) if takes else make()
+        with warnings.catch_warnings():
+            # where shapes alone are wanted, the network is built without memory and its own weights go nowhere
+            warnings.filterwarnings("ignore", ".*which is a no-op", UserWarning)
+            network = make(num_classes=num_classes) if takes else make()
     except (Exception, SystemExit) as error:  # the user's code fails in whatever way it says
         raise UserError(f"--model {name}: {function} failed ({type(error).__name__}: {reason(error)})") from error
     if not isinstance(network, nn.Module):

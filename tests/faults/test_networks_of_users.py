@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from common.models.foreign import float_network
 from tests.faults.conftest import RESNET20, TRAIN
 from tests.faults.harness import refused, somewhere
 
@@ -53,3 +55,17 @@ def test_a_file_that_makes_no_network_for_these_data(name: str, command: str, wo
         else:
             line = refused("quantize", "--model=own.py:make", "--images=photos", "--img_size=32", "--out=new.pt")
         assert any(name in line for name in ("own.py", "Net: ", "Flatten "))
+
+
+def test_weights_that_a_file_gives_its_network_are_no_warning_where_shapes_alone_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def make():\n    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 10))\n"
+        "    net[1].load_state_dict({'weight': torch.ones(10, 3, device='cpu'), 'bias': torch.ones(10, device='cpu')})\n    return net\n"
+    )
+    with torch.device("meta"):
+        float_network("own.py:make", 10)
+    assert not recwarn.list

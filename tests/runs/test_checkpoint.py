@@ -135,6 +135,24 @@ def test_the_source_file_is_found_under_every_published_prefix(place: str, insid
     assert find_source(source_options(tmp_path / "pretrained"), []) == path
 
 
+def test_a_source_file_typed_alone_is_a_path_as_well(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    below = touch(tmp_path / "pretrained" / "float" / "checkpoint" / "last.pt")
+    words = ["--source_file", "float/checkpoint/last.pt", "--bitW", "8"]
+    assert find_source(parse(TASK, words), []).absolute() == below
+    own = touch(tmp_path / "float" / "checkpoint" / "last.pt")
+    assert find_source(parse(TASK, words), []).absolute() == own
+    assert find_source(parse(TASK, [*words, "--source_dir", "pretrained"]), []).absolute() == below
+
+
+def test_a_missing_path_says_that_it_was_looked_for_as_one_and_trains_its_job(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        find_source(parse(TASK, ["--source_file", "float/checkpoint/last.pt", "--bitW", "8"]), [])
+    assert "looked for it as a path, and under pretrained" in str(raised.value)
+    assert "--job_dir float " in str(raised.value)
+
+
 def test_a_missing_source_file_says_where_it_looked_and_the_two_ways(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         find_source(source_options(tmp_path / "pretrained"), [tmp_path / "experiment" / "float"])

@@ -181,7 +181,11 @@ def test_an_integer_graph_is_written_compared_and_evaluated(
 ) -> None:
     path = tmp_path / f"model{suffix}"
     export(checkpoint=trained, out=path, format=format)
-    assert "from the file: " in said()
+    report = said()
+    assert "from the file: " in report
+    bytes_written = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert f"; {bytes_written:,} bytes, " in report
+    assert all(str(file) in report for file in tmp_path.iterdir())
     evaluate(model=path, against=trained, fast=True, demo=True, data_dir=data)
     differ, _, _ = said().splitlines()[-1].partition(" predictions differ")
     assert int(differ.split(": ")[1].split()[0]) <= 1

@@ -1,6 +1,7 @@
 """Studies: what is run, from what, and that the page of results says what the runs found and nothing else."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from common.data.locate import REPOSITORY
 from tests.tools.entry import refused, type_in
 from tools.results import rows_of
 from tools.runs.result_page import BLOCK, block_of, fill, verdict
-from tools.runs.study import read, selections
+from tools.runs.study import plan_of, read, selections
 
 STUDIES = sorted((REPOSITORY / "docs" / "studies").glob("*.json"))
 SMALL = {
@@ -92,6 +93,14 @@ def test_the_page_of_results_says_what_the_results_say() -> None:
     assert type_in("results", "--check") == (0, "", "")
 
 
+def test_the_picture_of_speeds_has_the_figures_of_its_table() -> None:
+    page = (REPOSITORY / "docs" / "speed.md").read_text()
+    cells = {(float(ms), float(times)) for ms, times in re.findall(r"([\d.]+) \(([\d.]+) x\)", page)}
+    lines = [json.loads(line) for line in (REPOSITORY / "docs" / "results" / "int8.jsonl").read_text().splitlines()]
+    assert lines
+    assert all((line["ms"], line["times_faster"]) in cells for line in lines)
+
+
 def test_a_number_changed_by_hand_is_noticed_and_written_anew(docs: Path) -> None:
     page = docs / "results.md"
     page.write_text("before\n<!-- results: small -->\n<!-- end -->\nafter\n")
@@ -127,7 +136,7 @@ def test_finished_runs_become_lines_a_table_a_picture_and_a_verdict(docs: Path, 
     data = ("--data_dir", tmp_path)
     status, said, err = type_in("study", docs / "studies" / "small.json", "--out", out, *data)
     assert status == 0, err
-    assert "4 of 4 runs" in said
+    assert "4 of 4 runs are finished here" in said
     rows = rows_of(docs, "small")
     assert rows[1]["top1"] == {"last": 52.0, "target": 70.0, "source": 70.0, "entropy": 70.0, "im": 52.0, "snd": 70.0}
     assert str(tmp_path) not in json.dumps(rows)
@@ -135,11 +144,36 @@ def test_finished_runs_become_lines_a_table_a_picture_and_a_verdict(docs: Path, 
     assert "| float | 32 | 2 | 50.50 ± 0.71 |" in block
     assert "| ours with CRP | 4 | 2 | 52.75 ± 1.06 | 70.00 ± 0.00 |" in block
     assert "Four bits are enough: 52.75 ± 1.06 against 50.50 ± 0.71, +2.25 points; 2 seeds, so no verdict" in block
-    (docs / "results.md").write_text(fill("<!-- results: small -->\n<!-- end -->", lambda _: ""))
+    front = tmp_path / "README.md"
+    front.write_text("<!-- summary: small -->\n<!-- end -->\n")
+    (docs / "results.md").write_text(fill("<!-- results: small -->\n<!-- end -->", lambda *_: ""))
     assert type_in("results", "--docs", docs)[0] == 0
     assert block in (docs / "results.md").read_text()
+    assert "| ours with CRP | 4 | 2 | 52.75 ± 1.06 | 2 |" in front.read_text()
+    front.write_text(front.read_text().replace("52.75", "62.75"))
+    assert "README.md is not what docs/results says" in refused("results", "--docs", docs, "--check")
     assert (docs / "results" / "small.png").stat().st_size > 1000
     assert BLOCK.search((docs / "results.md").read_text())
+
+
+def test_what_a_study_found_before_stays_where_its_runs_are_not(docs: Path, tmp_path: Path) -> None:
+    lines = docs / "results" / "small.jsonl"
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    finish(elsewhere / "float_seed0", 32, 0, [50.0])
+    finish(elsewhere / "float_seed1", 32, 1, [51.0])
+    plan_of(read(docs / "studies" / "small.json"), {}, elsewhere, lines).collect(elsewhere)
+    before = rows_of(docs, "small")
+    plan = plan_of(read(docs / "studies" / "small.json"), {}, here, lines)
+    assert "no run of 4 is finished" in (plan.collect(here) or "")
+    assert rows_of(docs, "small") == before
+    finish(here / "float_seed1", 32, 1, [52.0])
+    plan.collect(here)
+    first, second = rows_of(docs, "small")
+    assert first == before[0]
+    assert second["top1"]["last"] == 52.0
+    missing = docs / "results" / "none.jsonl"
+    plan_of(read(docs / "studies" / "small.json"), {}, tmp_path / "empty", missing).collect(tmp_path / "empty")
+    assert not missing.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The results of studies as text and pictures: a block of docs/results.md for each, drawn from docs/results alone."""
+"""The results of studies as text and pictures: blocks of the documents, drawn from docs/results alone."""
 
 import math
 import re
@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from tools import pictures
 from tools.runs.paired import Difference
 from tools.runs.result_tables import mean_and_spread
-from tools.runs.study import Row, Study
+from tools.runs.study import Entry, Row, Study
 
-BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (results|summary): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 RULES = {
     "last": "last epoch",
     "source": "best by source",
@@ -26,9 +26,22 @@ RULES = {
 By = dict[tuple[str, int], Row]  # by name of the run, and seed
 
 
-def fill(page: str, block: Callable[[str], str]) -> str:
-    """The page with every block between `<!-- results: NAME -->` and `<!-- end -->` written anew by ``block(NAME)``."""
-    return BLOCK.sub(lambda match: f"{match[1]}{block(match[2])}{match[3]}", page)
+def fill(page: str, block: Callable[[str, str], str]) -> str:
+    """The page with every block between `<!-- results: NAME -->` or `<!-- summary: NAME -->` and `<!-- end -->` written
+    anew by ``block("results" or "summary", NAME)``."""
+    return BLOCK.sub(lambda match: f"{match[1]}{block(match[2], match[3])}{match[4]}", page)
+
+
+def summary_of(study: Study, rows: Sequence[Row]) -> str:
+    """The last epoch of every run that is there, in a table, and over how many seeds."""
+    by: By = {(row["run"], row["seed"]): row for row in rows}
+    lines = [f"| network | bits | epochs | {study.title}, top-1 (%) | seeds |", "|---|---:|---:|---:|---:|"]
+    for run in study.runs:
+        own = [row for (name, _), row in by.items() if name == run.name]
+        if own:
+            last = _number([row["top1"]["last"] for row in own])
+            lines.append(f"| {run.title} | {_bits(run)} | {own[0]['epochs']} | {last} | {len(own)} |")
+    return "\n" + "\n".join(lines) + "\n\n"
 
 
 def block_of(study: Study, rows: Sequence[Row]) -> str:
@@ -62,15 +75,18 @@ def table(study: Study, by: By) -> list[str]:
     lines = [f"| {' | '.join(columns)} |", "|---|---:|---:|" + "---:|" * (len(columns) - 3)]
     for run in study.runs:
         own = [row for (name, _), row in by.items() if name == run.name]
-        bits = "/".join(dict.fromkeys(str(run.flags[name]) for name in ("bitW", "abitW") if name in run.flags))
         if not own:
-            lines.append(f"| {run.title} | {bits} |" + " – |" * (len(columns) - 2))
+            lines.append(f"| {run.title} | {_bits(run)} |" + " – |" * (len(columns) - 2))
             continue
-        cells = [run.title, bits, str(own[0]["epochs"])]
+        cells = [run.title, _bits(run), str(own[0]["epochs"])]
         cells += [_number([row["top1"][rule] for row in own if rule in row["top1"]]) for rule in rules]
         cells += [_number([row["shift"]["mean"] for row in own if row["shift"]])] if shifted else []
         lines.append(f"| {' | '.join([*cells, _effective(own[0]['effective'])])} |")
     return lines
+
+
+def _bits(run: Entry) -> str:
+    return "/".join(dict.fromkeys(str(run.flags[name]) for name in ("bitW", "abitW") if name in run.flags))
 
 
 def _number(values: Sequence[float]) -> str:
@@ -109,7 +125,7 @@ def verdict(by: By, first: str, second: str) -> str:
 def draw(study: Study, rows: Sequence[Row], path: Path) -> Path:
     """Top-1 at the last epoch of every run, a bar with a mark for each seed."""
     runs = [run for run in study.runs if any(row["run"] == run.name for row in rows)]
-    figure, axes = plt.subplots(figsize=(7.5, 0.8 + 0.36 * len(runs)))
+    figure, axes = plt.subplots(figsize=(6, 0.8 + 0.36 * len(runs)))
     series = {
         _label(run.title, rows, run.name): [row["top1"]["last"] for row in rows if row["run"] == run.name]
         for run in runs

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from tools import pictures
 from tools.runs.budget import statement
@@ -167,25 +168,38 @@ def _mean_adapted(entry: Result, kind: str) -> float | None:
 
 
 def draw(rows: Sequence[Result], names: Sequence[str], widths: Sequence[int], path: Path) -> Path:
-    """Accuracy against bits, and beside it on the corrupted images where those were evaluated."""
+    """Accuracy against bits, and below it on the corrupted images where those were evaluated."""
     data = "demo data" if rows[0]["demo"] else "CIFAR-10"
     panels: list[tuple[str, Value]] = [("clean test images", best)]
     if count := _corrupted_images(rows):
         panels.append((f"{count} corrupted test images (mean)", shifted))
     if any(map(_adapted, rows)):
         panels.append(("the same, re-aligned", adapted))
-    figure, grid = plt.subplots(1, len(panels), figsize=(1.5 + 5.5 * len(panels), 4.8), sharey=True, squeeze=False)
-    for axes, (title, value) in zip(grid[0], panels, strict=True):
-        cells = statistics(rows, value)
+    found = [(title, statistics(rows, value)) for title, value in panels]
+    return pictures.save(panels_of(found, names, widths, f"{rows[0]['task']} on {data}"), path)
+
+
+def panels_of(
+    panels: Sequence[tuple[str, dict[tuple[str, int], tuple[float, float, int]]]],
+    names: Sequence[str],
+    widths: Sequence[int],
+    title: str,
+) -> Figure:
+    """One panel below the other, so that a narrow page shows them: a title, and ``statistics`` for each."""
+    figure, grid = plt.subplots(
+        len(panels), 1, figsize=(6, 0.9 + 3.1 * len(panels)), sharex=True, sharey=True, squeeze=False
+    )
+    for axes, (about, cells) in zip(grid[:, 0], panels, strict=True):
         series = {name: {w: cells[name, w][:2] for w in widths if (name, w) in cells} for name in names}
         reference = cells.get(("float", 32))
         pictures.accuracy_by_bits(axes, series, widths, reference[0] if reference else None)
-        axes.set_title(title)
-    grid[0][0].set_ylabel(f"{data}: top-1 at the best epoch (%)")
-    figure.suptitle(f"{rows[0]['task']} on {data}")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.92, 0.5), frameon=False)
-    return pictures.save(figure, path)
+        axes.set(title=about, ylabel="top-1 at the best epoch (%)", xlabel="")
+    grid[-1, 0].set_xlabel("bits of weights and activations")
+    figure.suptitle(title)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.tight_layout()
+    figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.53, 0), ncols=4, frameon=False)
+    return figure
 
 
 def write(folder: Path, rows: Sequence[Result], names: Sequence[str], widths: Sequence[int], seeds: int) -> str:

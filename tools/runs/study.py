@@ -14,7 +14,7 @@ from common.data.locate import REPOSITORY
 from common.errors import UserError
 from common.flags import name_below, shown
 from common.measure.criteria import CRITERIA
-from common.reading import is_whole, read_json, read_rows
+from common.reading import is_whole, read_json, read_objects, read_rows
 from common.writing import write_whole
 from tools.runs import recorded
 from tools.runs.main_flags import WITHOUT_EFFECT, with_effect
@@ -101,7 +101,7 @@ def plan_of(study: Study, passed: Mapping[str, str], out: Path, results: Path) -
 
     Args:
         passed: further flags of main.py by name, such as --data_dir, for every run.
-        out: folder of the runs. results: file of the lines.
+        out: folder of the runs. results: file of the lines; what it says of runs that are not in ``out`` stays.
     """
     planned = []
     for seed in study.seeds:
@@ -113,11 +113,13 @@ def plan_of(study: Study, passed: Mapping[str, str], out: Path, results: Path) -
 
     def collect(folder: Path) -> str:
         found = [row for seed in study.seeds for one in study.runs if (row := row_of(study, one, seed, passed, folder))]
+        whole = len(study.runs) * len(study.seeds)
+        if not found:
+            return f"no run of {whole} is finished; {results} stays as it is"
+        lines = {(row["run"], row["seed"]): row for row in [*read_lines(results), *found]}
         results.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(results, "".join(json.dumps(row) + "\n" for row in found))
-        return (
-            f"{results}: {len(found)} of {len(study.runs) * len(study.seeds)} runs; python tools/results.py draws them"
-        )
+        write_whole(results, "".join(json.dumps(row) + "\n" for row in lines.values()))
+        return f"{results}: {len(found)} of {whole} runs are finished here; python tools/results.py draws them"
 
     tasks = list({run.task.name: run.task for run in planned}.values())
     settings = {"study": study.name, **with_effect({**_typed(study.flags), **passed}, tasks)}
@@ -166,6 +168,15 @@ def row_of(study: Study, entry: Entry, seed: int, passed: Mapping[str, str], out
         "shift": summary.get("shift"),
         "command": shlex.join(["python", str(main_of(entry.task).relative_to(REPOSITORY)), *words]),
     }
+
+
+def read_lines(path: Path) -> list[Row]:
+    """The lines of docs/results/NAME.jsonl; none where there is no such file.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    return read_objects(path, "the results of a study")
 
 
 def selections(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

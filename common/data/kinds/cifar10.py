@@ -62,7 +62,10 @@ def load(options: Cifar10Options, batching: Batching) -> RunData:
         UserError: the data are not there or not as they should be, or --demo or --shift cifar10c is asked of a folder.
     """
     if options.demo and options.dataset != "cifar10":
-        raise UserError(f"--demo --dataset {options.dataset}: the demo has images of its own; leave one of them out")
+        raise UserError(
+            f"--demo: the images are those of --dataset {options.dataset}, as typed or as in the file's run, and the "
+            "demo has images of its own; leave --demo out"
+        )
     if options.dataset not in KNOWN:
         return _load_folder(options, batching)
     source = KNOWN[options.dataset]

@@ -29,6 +29,7 @@ class Format:
         read_aligned: as ``read`` for an engine of its own, with an alignment and the path of that; None: it takes none.
         read_fast: the same, computed by OpenVINO; None: only a network that ``read`` gives can be.
         why_not: why they are not opened. engine: what computes them, where it is not torch.
+        beside: suffix of the second file of a format that has two.
     """
 
     name: str
@@ -40,3 +41,8 @@ class Format:
     read_fast: Read | None = None
     why_not: str = ""
     engine: str = ""
+    beside: str = ""
+
+    def files(self, path: Path) -> list[Path]:
+        """Those that ``write`` has made at a path."""
+        return [path, *([path.with_suffix(self.beside)] if self.beside else [])]

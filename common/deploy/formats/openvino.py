@@ -74,4 +74,5 @@ OPENVINO = Format(
     read,
     read_fast=read,
     engine="OpenVINO",
+    beside=WEIGHTS,
 )
