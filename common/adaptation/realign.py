@@ -27,7 +27,7 @@ AT_ONCE = 2**30  # bytes of the largest input of a layer with statistics, of all
 PRIOR = 128.0  # N0: how many images the source's statistics count as
 SHIFT = 0.1  # d^2 of ``share`` at which they count twice
 
-FAR = 100.0  # E x^2 / var from which E x^2 - m^2 has lost digits; below, a variance takes a tenth of torch.var_mean's time
+FAR = 100.0  # E x^2 / var from which E x^2 - m^2 has lost digits; below, it takes a tenth of torch.var_mean's time
 
 Norm = Any  # a _BatchNorm or a StandardisedAct: modules with running_mean and running_var
 Statistics = dict[str, Tensor]  # (2, C) float32, mean and variance, by the name of the layer
