@@ -58,7 +58,7 @@ PREPROCESSING: dict[str, Callable[[int, str], Preprocessing]] = {  # by kind of 
 class Network:
     """A network that programs and files know by name.
 
-    Where it has ``features`` and ``classify`` (and perhaps ``discriminate``), domains can be adapted; its
+    Where it has the methods ``features`` and ``classify`` (and perhaps ``discriminate``), domains can be adapted; its
     ``crp_sites()`` are where relations are preserved.
 
     Attributes:
