@@ -23,7 +23,7 @@ FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```shell\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 RUNS = re.compile(r"(?:\w+=\S+ )*(?:python (?:\S*/)?\w+\.py\b|alignq \w|tox run|torchrun)")
-ELSEWHERE = {"cp", "git", "mkdir", "mypy", "pytest", "ruff"}  # programs that are not ours
+ELSEWHERE = {"cp", "git", "mkdir", "mypy", "pytest", "qonnx-cleanup", "ruff"}  # programs that are not ours
 PLACEHOLDER = re.compile(r"[A-Z_]+|\w\\\|\w")
 
 
