@@ -151,6 +151,17 @@ class TensorBatches:
         other._images, other._labels = image_set.images.to(self.device), image_set.labels.to(self.device)
         return other
 
+    @property
+    def samples(self) -> int:
+        """How many images the set has."""
+        return len(self.image_set)
+
+    def whole(self) -> "TensorBatches":
+        """The same batches as a single process has them."""
+        other = copy.copy(self)
+        other.share = Share()
+        return other
+
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """Some of the images, or all, as an evaluation has them: (n, C, H, W) float32. No label is read."""
         return self._normalised(self._images[drawn(count, len(self.image_set), seed).to(self.device)])
