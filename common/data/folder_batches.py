@@ -1,5 +1,6 @@
 """Batches of the images of a domain, decoded by workers or kept in memory."""
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,20 @@ class FolderBatches:
         self._loader: DataLoader | None = None
         self._mean = torch.tensor(IMAGENET_MEAN, device=self.device).reshape(3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=self.device).reshape(3, 1, 1)
+
+    @property
+    def samples(self) -> int:
+        """How many images the list has."""
+        return len(self.image_list)
+
+    def whole(self) -> "FolderBatches":
+        """The same batches as a single process has them."""
+        if self.share.size == 1:
+            return self
+        other = copy.copy(self)
+        other.share, other._loader = Share(), None
+        other._order = _Order(self.samples, self._order.shuffle, self._order.key, self.batch_size, other.share)
+        return other
 
     @property
     def labels(self) -> Tensor:

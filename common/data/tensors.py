@@ -156,6 +156,17 @@ class TensorBatches:
         """The images at `places`, or all: they are in memory anyway."""
         return self if places is None else self.of(self.image_set.subset(places))
 
+    @property
+    def samples(self) -> int:
+        """How many images the set has."""
+        return len(self.image_set)
+
+    def whole(self) -> "TensorBatches":
+        """The same batches as a single process has them."""
+        other = copy.copy(self)
+        other.share = Share()
+        return other
+
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """Some of the images, or all, as an evaluation has them: (n, C, H, W) float32. No label is read."""
         return self._normalised(self._images[drawn(count, len(self.image_set), seed).to(self.device)])

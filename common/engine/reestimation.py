@@ -17,7 +17,8 @@ def reestimated(objective: Objective, data: RunData, job: Job) -> dict[str, Any]
 
     The running averages of training are of networks that are gone; they lag most where rounding makes the network jump
     from step to step (Nagel et al., ICML 2022, arXiv 2203.11086). The batches, N of each domain that is
-    trained on and in turn, are those that the epoch after the last would begin with, augmented as in training.
+    trained on and in turn, are those that the epoch after the last would begin with, augmented as in training; whole
+    ones also after a training by several processes, so that the statistics do not depend on their number.
 
     Returns:
         "batches", "epoch" and the means of every test set by name. The network is left as it was; with its new
@@ -40,5 +41,5 @@ def reestimated(objective: Objective, data: RunData, job: Job) -> dict[str, Any]
 
 def _in_turn(data: RunData, domains: tuple[str, ...], epoch: int, count: int) -> Iterator[Tensor]:
     """``count`` batches of each domain, one of each at a time."""
-    for batches in zip(*(cyclic(data.train[domain], epoch, count) for domain in domains), strict=True):
+    for batches in zip(*(cyclic(data.train[domain].whole(), epoch, count) for domain in domains), strict=True):
         yield from (images for images, _ in batches)

@@ -5,7 +5,7 @@ from io import StringIO
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from common.conversion.convert import convert
 from common.conversion.sites import crp_sites
@@ -79,8 +79,22 @@ def without_classifier(network: nn.Module) -> nn.Module:
             f"{type(network).__name__}: its logits do not come from a Linear layer, so there is no classifier to take "
             "off; expected a classifier that ends in one"
         )
+    uses = [node for node in graph.graph.nodes if _uses(node, graph, layer)]
+    if uses != [end]:
+        raise UserError(
+            f"{type(network).__name__}: its classifier {end.target} is used {len(uses)} times, so it cannot be taken "
+            "off; expected a Linear layer that the logits alone come from"
+        )
     network.set_submodule(str(end.target), nn.Identity())
     return network
+
+
+def _uses(node: fx.Node, graph: fx.GraphModule, layer: nn.Module) -> bool:
+    """Whether a node calls the layer, under any of its names, or reads one of its tensors."""
+    if node.op == "call_module":
+        return graph.get_submodule(str(node.target)) is layer
+    owner = str(node.target).rpartition(".")[0]
+    return node.op == "get_attr" and bool(owner) and graph.get_submodule(owner) is layer
 
 
 @torch.no_grad()

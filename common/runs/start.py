@@ -14,7 +14,6 @@ from common.config.groups import Run
 from common.config.naming import earlier_runs, find_source
 from common.config.options import Options
 from common.data.kinds import DATA, Batches
-from common.data.tensors import TensorBatches
 from common.errors import UserError
 from common.flags import flags_of, values_of
 from common.machine import distributed
@@ -48,11 +47,14 @@ def check_network(options: Options) -> None:
 
 
 def check_last_batch(options: Options, batches: Batches) -> None:
-    """Refuse, before training, a last batch of one image on which the network cannot be trained."""
+    """Refuse, before training, a last batch of one image in each process on which the network cannot be trained."""
     if options.run.test_only or batches.drop_last or known_network(options.quantization.model) is not None:
         return
-    if isinstance(batches, TensorBatches) and len(batches.image_set) % batches.batch_size == 1:
-        _try(options, 1, f"the last of {len(batches.image_set)} by --train_batch_size {batches.batch_size}")
+    rest, processes = batches.samples % batches.batch_size, batches.share.size
+    own = rest // processes * (processes if options.device.sync_bn else 1)
+    if own == 1 or (rest == 1 and options.training.reestimate):  # which takes the batches whole
+        each = f", one for each of {processes} processes" if processes > 1 and own == 1 else ""
+        _try(options, 1, f"the last of {batches.samples} by --train_batch_size {batches.batch_size}{each}")
 
 
 def check_classes(options: Options, classes: int) -> None:

@@ -50,6 +50,13 @@ def test_the_parts_of_all_processes_are_the_batches_of_one(
             assert {len(batches[step][1]) for batches in drawn} == {len(labels) // size}
             torch.testing.assert_close(shared, images[: len(shared)], rtol=0, atol=0)
             assert torch.cat([batches[step][1] for batches in drawn]).tolist() == labels[: len(shared)].tolist()
+        whole = parts[1].whole()
+        whole.set_epoch(epoch)
+        pairs = zip(whole, alone, strict=True)
+        assert all(torch.equal(one, other) for pair in pairs for one, other in zip(*pair, strict=True))
+        assert [len(labels) for _, labels in parts[1]] == [len(labels) for _, labels in drawn[1]], (
+            "it stays what it was"
+        )
 
 
 def test_a_last_batch_smaller_than_the_number_of_processes_is_left_out() -> None:

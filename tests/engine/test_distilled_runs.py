@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from common.config.options import parse
 from common.data.kinds import cyclic
@@ -17,6 +18,9 @@ from common.runs import checkpoint
 from common.runs.teacher import read_teacher
 from tests.conftest import refusal, run
 from tests.engine.synthetic import CLASSES, TASKS, Lab, Small, same
+from tests.machine import test_distributed
+
+pair = test_distributed.pair
 
 FOUR_BITS = ["--bitW", 4, "--pretrained", "no", "--num_epochs", 2, "--lr", 0.1, "--momentum", 0.9]
 
@@ -237,6 +241,40 @@ def test_the_statistics_are_those_of_the_batches_of_the_epoch_after_the_last(ada
     torch.testing.assert_close(state["feature.1.running_mean"], mean)
     torch.testing.assert_close(state["feature.1.running_var"], var)
     assert len(CLASSES) == state["classifier.weight"].shape[0]
+
+
+def test_two_processes_estimate_from_the_batches_of_one(pair: Any, lab: Lab) -> None:
+    lab.small = True
+    words = ["--num_epochs", 2, "--lr", 0.1, "--reestimate", 3]
+
+    def trained() -> list[Tensor]:
+        lab.run("digits", *words)
+        return [x for d in ("source", "target") for x, _ in cyclic(lab.trainer.data.train[d].whole(), 2, 3)]
+
+    (status, text, seen), _ = pair(trained)
+    assert status == 0, text
+    assert {len(images) for images in seen} == {8}, "whole ones"
+    last, anew = (lab.checkpoint(name)["state_dict_t"] for name in ("last.pt", "model_reestimated.pt"))
+    network = Small()
+    network.load_state_dict(last)
+    outputs = [network.feature[0](images).detach() for images in seen]
+    mean = torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0)
+    var = torch.stack([y.var((0, 2, 3)) for y in outputs]).mean(0)
+    torch.testing.assert_close(anew["feature.1.running_mean"], mean)
+    torch.testing.assert_close(anew["feature.1.running_var"], var)
+
+
+def test_two_processes_realign_to_the_statistics_of_one(pair: Any, lab: Lab) -> None:
+    lab.small = True
+    lab.run("digits", "--num_epochs", 1, "--lr", 0.1)
+    words = ["--test_only", "--adapt", "bn", "--adapt_images", 12, "--adapt_prior", 4]
+    alone = lab.run("digits", *words)
+    (status, text, first), (_, _, second) = pair(lambda: lab.run("digits", *words))
+    assert status == 0, text
+    assert first["adapted"] == second["adapted"]
+    for name in ("source", "target"):
+        assert first["adapted"][name] == pytest.approx(alone["adapted"][name], rel=1e-5, abs=1e-6)
+        assert alone["adapted"][name]["loss"] != pytest.approx(alone[name]["loss"], rel=1e-3)
 
 
 # the schedule

@@ -2,11 +2,19 @@
 
 import json
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from common.config.options import parse
+from common.data.folder_batches import FolderBatches
+from common.data.folders import ImageList
+from common.data.sharding import Share
+from common.data.tensors import TensorBatches
 from common.deploy import packed
 from common.deploy.description import describe
 from common.deploy.files import open_file
@@ -14,8 +22,9 @@ from common.deploy.restore import restore
 from common.errors import UserError
 from common.machine.acceleration import convolutions
 from common.models import build_model
-from common.models.adapted import AdaptedNetwork
-from tests.engine.synthetic import Lab
+from common.models.adapted import AdaptedNetwork, without_classifier
+from common.runs.start import check_last_batch
+from tests.engine.synthetic import TASKS, Lab, images
 from tests.tools.entry import refused, type_in
 
 NETWORK = """
@@ -52,6 +61,11 @@ def named():
 
 def fixed():
     return net(4)
+
+
+def vector(num_classes=7):
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, num_classes)]
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *head)
 
 
 def broken():
@@ -269,3 +283,60 @@ def test_the_end_of_a_run_says_what_stayed_float_and_names_it_on_request(file: P
     assert "left float: 7: a Linear" in log
     lab.run("single", *words, job="plain")
     assert "left float:" not in (lab.folder / "plain/logger.log").read_text()
+
+
+@pytest.mark.parametrize("kind", ["tensors", "folder"])
+@pytest.mark.parametrize(
+    ("samples", "processes", "words", "refused"),
+    [
+        (9, 1, [], True),
+        (10, 2, [], True),
+        (10, 1, [], False),
+        (9, 2, [], False),  # the one that is left is left out
+        (9, 2, ["--reestimate", "2"], True),  # which takes it
+        (12, 2, [], False),
+    ],
+)
+def test_a_last_batch_of_one_image_is_refused_before_training(
+    kind: str, samples: int, processes: int, words: list[str], refused: bool, file: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"batch_size": 8, "share": Share(0, processes)}
+    if kind == "tensors":
+        batches: Any = TensorBatches(image_set=images("some", samples), mean=0.5, std=0.5, shuffle=True, **settings)
+    else:
+        listed = ImageList(tmp_path, tuple(map(str, range(samples))), (0,) * samples, ("a", "b"), "train")
+        batches = FolderBatches(image_list=listed, train=True, img_size=16, **settings)
+    options = parse(TASKS["single"], ["--model", f"{file}:vector", "--train_batch_size", "8", *words])
+    options = options.replaced(img_size=16)
+    with pytest.raises(UserError, match=f"the last of {samples} by --train_batch_size 8") if refused else nullcontext():
+        check_last_batch(options, batches)
+
+
+class TwoUses(nn.Module):
+    """A network whose last layer also does something else."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.body, self.head = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.alias = self.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x.flatten(1))
+        if self.how == "called twice":
+            x = self.head(x).relu()
+        if self.how == "called by another name":
+            x = self.alias(x).relu()
+        if self.how == "its weight is read":
+            x = x @ self.head.weight
+        return self.head(x)
+
+
+@pytest.mark.parametrize("how", ["called twice", "called by another name", "its weight is read"])
+def test_a_classifier_with_another_use_is_not_taken_off(how: str) -> None:
+    network = TwoUses(how)
+    with pytest.raises(UserError, match="its classifier head is used 2 times") as refused:
+        without_classifier(network)
+    assert "\n" not in str(refused.value)
+    assert isinstance(network.head, nn.Linear)
+    assert isinstance(without_classifier(TwoUses("once")).head, nn.Identity)
