@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -44,10 +45,11 @@ def run_cleanly(program: Callable[[], object], resumes: bool = True) -> NoReturn
         program()
     except UserError as error:
         _end(f"{name}: error: {error}", 2)
-    except BrokenPipeError:  # of a pipe such as "| head", whose reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and (unread := _unread()):
+            for stream in unread:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            sys.exit(1)
         if error.errno not in DISK_FAULTS and error.filename is None:
             _defect(name, error)
         where = f": {error.filename}" if error.filename else ""
@@ -66,6 +68,14 @@ def run_cleanly(program: Callable[[], object], resumes: bool = True) -> NoReturn
         _defect(name, error)
     distributed.leave()
     sys.exit(DEFECT if _broken_threads else 0)
+
+
+def _unread() -> list[int]:
+    """Those of stdout and stderr that are a pipe such as "| head", whose reader has seen enough and gone."""
+    streams = select.poll()
+    for stream in (1, 2):
+        streams.register(stream, 0)
+    return [stream for stream, event in streams.poll(0) if event & select.POLLERR]
 
 
 def _is_lack_of_memory(error: Exception) -> bool:

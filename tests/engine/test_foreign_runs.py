@@ -257,7 +257,7 @@ def test_quant_linear_quantizes_every_layer_and_files_rebuild_it(
             *("export", "--checkpoint", checkpoint, "--out", tmp_path / name, "--format", form, "--model", model)
         )
         assert status == 0, errors
-        assert [line.split(": ")[0] for line in out.splitlines()[1:3]] == [
+        assert [line.split(": ")[0] for line in out.splitlines()[2:4]] == [
             "quantized",
             f"{engines[form]} from the file",
         ]

@@ -184,7 +184,7 @@ def test_an_integer_graph_is_written_compared_and_evaluated(
     report = said()
     assert "from the file: " in report
     bytes_written = sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert f"; {bytes_written:,} bytes, " in report
+    assert f"\n{bytes_written:,} bytes, " in report
     assert all(str(file) in report for file in tmp_path.iterdir())
     evaluate(model=path, against=trained, fast=True, demo=True, data_dir=data)
     differ, _, _ = said().splitlines()[-1].partition(" predictions differ")
