@@ -83,10 +83,11 @@ def test_only_a_reader_that_has_gone_ends_a_program_silently(reads: str, status:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     streams = {"stdout": process.stdout, "stderr": process.stderr}
     if reads in streams:
-        assert streams[reads].readline() == "a line\\n"
+        assert streams[reads].readline() == "a line\n"
         streams.pop(reads).close()
     said = "".join(stream.read() for stream in streams.values())
     assert process.wait() == status
