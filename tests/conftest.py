@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["common.engine.program"])
 

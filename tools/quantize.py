@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
+from common.adaptation import offsets
 from common.conversion import left_float
 from common.conversion.calibrate import calibrate
 from common.conversion.sensitivity import sensitivity as measure_sensitivity
@@ -102,7 +103,8 @@ def quantize(
     config |= {"quant_linear": quant_linear}
     config |= {"img_size": img_size, "classes": list(found.classes), "demo": found.demo}
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save({"state_dict_t": network.state_dict(), "config": config}, out)
+    moved = offsets.measure(network, torch.cat([images for images, _ in batches])[: offsets.IMAGES])
+    checkpoint.save({"state_dict_t": network.state_dict(), "config": config, offsets.KEY: moved}, out)
     print(f"wrote {out}")
     if sensitivity:
         print_sensitivity(network, batches[:MEASURED], "demo " if found.demo else "")

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from common.adaptation import Objective
+from common.adaptation import Objective, offsets
 from common.adaptation.realign import realign, refuse_few
 from common.config.options import Options
 from common.data import cifar10c
@@ -32,6 +33,19 @@ def check(options: Options) -> None:
             f"--adapt_images {wanted.adapt_images}: expected fewer than the {cifar10c.IMAGES} of CIFAR-10-C, which are "
             "tested on too"
         )
+
+
+def know_offsets(network: nn.Module, data: RunData, adapts: bool) -> offsets.Offsets:
+    """Let a network know how its statistics are off those of the images that it is trained on.
+
+    Args:
+        adapts: whether these are of the target too.
+    """
+    domains = [data.train[name] for name in (("source", "target") if adapts else ("source",))]
+    images = torch.cat([domain.sample(offsets.IMAGES // len(domains), seed=1) for domain in domains])
+    found = offsets.measure(network, images)
+    offsets.attach(network, found)
+    return found
 
 
 @contextmanager

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from common.measure.observe import observe
-from common.quantizers.layers import QuantLayer
+from common.quantizers.layers import QuantLayer, WeightQuantizer
 
 RESOLUTION = 1e-5  # relative to the largest magnitude; values closer than that are one level summed in another order
 
 
 @dataclass(frozen=True)
 class LayerLevels:
-    """Of one layer: distinct weights and distinct inputs; None where the tensor is float."""
+    """Of one layer: distinct weights, relative to the scale of their filter, and distinct inputs; None: float."""
 
     layer: str
     weight_levels: int | None
@@ -56,7 +56,12 @@ def measure(model: nn.Module, images: Tensor, float_above: int = 4096) -> list[L
     def weight_levels(module: nn.Module) -> int | None:
         if not isinstance(module, QuantLayer) or isinstance(module.weight_quantizer, nn.Identity):
             return None
-        return distinct(module.weight_quantizer(module.weight))
+        values, quantizer = module.weight_quantizer(module.weight), module.weight_quantizer
+        if isinstance(quantizer, WeightQuantizer) and quantizer.has_codes:
+            scales = quantizer.scales(module.weight)
+            if len(scales) > 1:  # one for each filter: a code stands for as many values, and is one level
+                values = values.flatten(1) / scales.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+        return distinct(values)
 
     return [
         LayerLevels(name, weight_levels(module), inputs[name] if inputs[name] <= float_above else None)

@@ -183,6 +183,10 @@ class Job:
             checkpoint.save(content, self.checkpoints / f"model_{epoch + 1}.pt")
         checkpoint.save(content, self.last)
 
+    def add(self, path: Path, **more: Any) -> None:
+        """Put more into a checkpoint of this run."""
+        checkpoint.save({**checkpoint.read(path), **more}, path)
+
     def save_reestimated(self, network: dict[str, Any], epochs: int) -> None:
         """Write the last epoch's network with its statistics estimated anew: weights alone, nothing to resume from."""
         about = {"config": self._plain_config(), "split_seen": self.split_seen}

@@ -274,7 +274,7 @@ def test_two_processes_realign_to_the_statistics_of_one(pair: Any, lab: Lab) -> 
     assert first["adapted"] == second["adapted"]
     for name in ("source", "target"):
         assert first["adapted"][name] == pytest.approx(alone["adapted"][name], rel=1e-5, abs=1e-6)
-        assert alone["adapted"][name]["loss"] != pytest.approx(alone[name]["loss"], rel=1e-3)
+        assert alone["adapted"][name]["loss"] != pytest.approx(alone[name]["loss"], rel=5e-5)
 
 
 # the schedule

@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from common.adaptation import offsets
+from common.adaptation.realign import PRIOR
 from common.config.tasks import Task
 from common.data import cifar10c
 from common.data.corruptions import STRENGTHS
 from common.data.kinds.cifar10 import shift_kind
 from common.data.tensors import ImageSet, TensorBatches, drawn
+from common.deploy.restore import restore
 from common.engine.program import run
+from common.measure.statistics import norms
 from tests.conftest import REPOSITORY, refusal, same_weights
 from tests.conftest import run as run_program
 from tests.data.test_cifar10c import write
@@ -44,13 +48,19 @@ def job(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> Path:
 def test_both_accuracies_are_recorded(job: Path) -> None:
     summary = read(job / "summary.json")
     shift, adapted = summary["shift"], summary["shift"]["adapted"]
-    assert (adapted["images"], adapted["prior"]) == (16, 128.0)
+    assert (adapted["images"], adapted["prior"]) == (16, PRIOR)
     for values in (shift, adapted):
         assert all(len(values[kind]) == 3 for kind in STRENGTHS)
         every = [value for kind in STRENGTHS for value in values[kind]]
         assert values["mean"] == pytest.approx(sum(every) / len(every))
     assert {"images", "prior", "test"} == summary["adapted"].keys()
     assert 0 <= summary["adapted"]["test"]["prec1"] <= 100
+
+
+def test_checkpoints_know_the_offsets_of_their_own_network(job: Path) -> None:
+    best, last = (restore(job / "checkpoint" / f"{name}.pt")[0] for name in ("model_best", "last"))
+    assert offsets.of(best).keys() == offsets.of(last).keys() == norms(best).keys()
+    assert all(torch.equal(values, offsets.of(last)[name]) for name, values in offsets.of(best).items())
 
 
 def test_realigning_changes_nothing_of_the_run_itself(job: Path, small_data: Path, tmp_path: Path) -> None:

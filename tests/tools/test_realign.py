@@ -60,7 +60,7 @@ def test_a_folder_becomes_a_file_and_the_accuracy_on_the_others_is_said(
     out = tmp_path / "a.alignment.safetensors"
     lines = said("realign", "--model", model, "--images", photos, "--images_most", 12, "--out", out).splitlines()
     assert any(line.startswith("top-1 on the other 18 images: ") and "before" in line for line in lines)
-    assert lines[-1] == f"{out}: 12 images of {photos}, prior 128; {out.stat().st_size:,} bytes"
+    assert lines[-1] == f"{out}: 12 images of {photos}, prior 64; {out.stat().st_size:,} bytes"
     lines = said("realign", "--model", model, "--images", photos, "--out", out).splitlines()
     assert any(line.startswith("top-1 on the same 30 images: ") for line in lines)
     lines = said("realign", "--model", model, "--images", photos / "frog", "--out", out).splitlines()

@@ -69,8 +69,10 @@ def table(study: Study, by: By) -> list[str]:
     rules = [rule for rule in RULES if any(rule in row["top1"] for row in by.values())]
     shifted = any(row["shift"] for row in by.values())
     images = {row["shift"]["images"] for row in by.values() if row["shift"]}
+    adapted = any(map(_adapted, by.values()))
     columns = ["network", "bits", "epochs", *(RULES[rule] for rule in rules)]
     columns += [f"corrupted ({' or '.join(f'{count:,}' for count in sorted(images))} images)"] if shifted else []
+    columns += ["the same, re-aligned", "clean, re-aligned"] if adapted else []
     columns += ["values of weights / inputs, log2"]
     lines = [f"| {' | '.join(columns)} |", "|---|---:|---:|" + "---:|" * (len(columns) - 3)]
     for run in study.runs:
@@ -81,8 +83,17 @@ def table(study: Study, by: By) -> list[str]:
         cells = [run.title, _bits(run), str(own[0]["epochs"])]
         cells += [_number([row["top1"][rule] for row in own if rule in row["top1"]]) for rule in rules]
         cells += [_number([row["shift"]["mean"] for row in own if row["shift"]])] if shifted else []
+        cells += [_number(list(filter(None, map(what, own)))) for what in (_adapted, _adapted_clean)] if adapted else []
         lines.append(f"| {' | '.join([*cells, _effective(own[0]['effective'])])} |")
     return lines
+
+
+def _adapted(row: Row) -> float | None:
+    return ((row["shift"] or {}).get("adapted") or {}).get("mean")
+
+
+def _adapted_clean(row: Row) -> float | None:
+    return row["adapted"]["test"]["prec1"] if row.get("adapted") and "test" in row["adapted"] else None
 
 
 def _bits(run: Entry) -> str:

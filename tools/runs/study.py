@@ -166,6 +166,7 @@ def row_of(study: Study, entry: Entry, seed: int, passed: Mapping[str, str], out
         "top1": selections(history),
         "effective": recorded.effective(summary["layers"], summary["bitW"] < 32),
         "shift": summary.get("shift"),
+        "adapted": summary.get("adapted"),
         "command": shlex.join(["python", str(main_of(entry.task).relative_to(REPOSITORY)), *words]),
     }
 

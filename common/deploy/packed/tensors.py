@@ -6,6 +6,7 @@
     <batch norm>         (4, C)   weight, bias, running mean, running variance
     activation_scales    (A,)     learned scales of activations, in the network's order
     activation_moments   (M, 2)   running means and variances of activations, in the network's order
+    <layer>.offsets      (2, C)   of its running statistics, as common.adaptation.offsets has them; where they are known
     any other            as it is, under its name in the network
 
 What evaluation does not read (batch counters, float copies of quantized weights) is not in it.
@@ -18,13 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from common.adaptation import offsets
 from common.deploy.graph import refuse_unset
 from common.deploy.packed.packing import DecodedWeight, code_bits, decode, encode
 from common.errors import UserError
+from common.measure.statistics import norms
 from common.quantizers.layers import QuantLayer, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale
 from common.quantizers.standardised import StandardisedAct
 
+OFFSETS = ".offsets"
 TABLES = ("levels", "scales", "activation_scales", "activation_moments")
 
 
@@ -80,6 +84,7 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
         refuse_unset(parts.standardised.items())
         moments = [torch.stack((one.running_mean, one.running_var)) for one in parts.standardised.values()]
         tensors["activation_moments"] = torch.stack(moments)
+    tensors |= {f"{name}{OFFSETS}": values for name, values in offsets.of(network).items()}
     scales = []
     for name, layer in parts.packed.items():
         quantizer: Any = layer.weight_quantizer
@@ -114,7 +119,12 @@ def check(network: nn.Module, tensors: dict[str, Tensor]) -> None:
         for name, layer in parts.packed.items():
             size = -(-layer.weight.numel() * code_bits(levels) // 8)
             expected[f"{name}.codes"] = (torch.uint8, (size,))
-    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    known = norms(network)
+    found = {
+        name: (tensor.dtype, tuple(tensor.shape))
+        for name, tensor in tensors.items()
+        if not (name.removesuffix(OFFSETS) in known and offsets.is_offset(tensor, known[name.removesuffix(OFFSETS)]))
+    }
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}")
@@ -139,6 +149,9 @@ def fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
         module.load_state_dict({"scale": scale, "reference": scale, "width": torch.tensor(module.bits)})
     for one, moments in zip(parts.standardised.values(), tensors.get("activation_moments", ()), strict=True):
         one.set_statistics(moments[0], moments[1], batches=1)
+    layers = norms(network)
+    found = {name: tensors[f"{name}{OFFSETS}"] for name in layers if f"{name}{OFFSETS}" in tensors}
+    offsets.attach(network, found)
     if parts.packed:
         groups = tensors["scales"].split(_groups(parts, tensors["scales"]))
         for (name, layer), scales in zip(parts.packed.items(), groups, strict=True):
