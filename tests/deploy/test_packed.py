@@ -215,3 +215,14 @@ def test_without_safetensors_one_line_says_what_to_install(
         packed.load(good)
     with pytest.raises(UserError, match=r"\[deploy\]"):
         packed.save(*network_of("resnet20_quant", bitW=2, abitW=2), tmp_path / "model.safetensors")
+
+
+def test_the_same_network_is_always_the_same_bytes(tmp_path: Path) -> None:
+    """safetensors keeps a header in a hash map whose order changes from call to call."""
+    network, description = network_of("resnet20_quant", method="ours", bitW=4, abitW=4)
+    path = tmp_path / "a.safetensors"
+    found = set()
+    for _ in range(5):
+        packed.save(network, description, path)
+        found.add(path.read_bytes())
+    assert len(found) == 1

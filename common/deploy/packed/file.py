@@ -121,10 +121,18 @@ def _write(network: nn.Module, form: str, text: str, path: Path) -> None:
 
 
 def write_tensors(tensors: dict[str, Tensor], form: str, text: str, path: Path) -> None:
-    """A file that ``read_tensors`` reads, whole or not at all."""
+    """A file that ``read_tensors`` reads, whole or not at all; the same content is always the same bytes."""
     torch_files = need("safetensors.torch")
     metadata = {"format": form, "format_version": str(VERSION), "network": text, "sha256": _checksum(text, tensors)}
-    write_whole(path, torch_files.save(tensors, metadata))
+    write_whole(path, _ordered(torch_files.save(tensors, metadata)))
+
+
+def _ordered(data: bytes) -> bytes:
+    """A safetensors file with the entries of its header sorted, which safetensors writes in any order."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def read_tensors(path: Path, form: str) -> tuple[str, dict[str, Tensor]]:
