@@ -57,7 +57,13 @@ def predict(
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
         batch = prepare(part, file.description.preprocessing)
-        logits = realign(file.network, batch, prior).logits if online and file.network else file.logits(batch)
+        if online and file.network:
+            found = realign(file.network, batch, prior)
+            logits = found.logits
+            if warning := found.warning():
+                print(warning, file=sys.stderr)
+        else:
+            logits = file.logits(batch)
         for path, line in zip(part, answers(file.description.classes, logits, top), strict=True):
             print(f"{path}: {line}")
 

@@ -49,7 +49,10 @@ def realign_study(
             raise UserError(f"{page} is not what {file} says; python tools/realign_study.py writes it anew")
         return
     write_whole(page, drawn)
-    print(draw(rows, docs / "realignment.png"), page, sep="\n")
+    for name, demo in (("realignment", False), ("realignment_demo", True)):
+        if some := [row for row in rows if row["demo"] == demo]:
+            print(draw(some, docs / f"{name}.png"))
+    print(page)
 
 
 def _missing(trained: Trained, rows: list[Row], data_dir: Path | None) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """OpenVINO, the engine of ``--fast``: ONNX models, and its own files (IR), as functions from images to logits."""
 
 from collections.abc import Mapping
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,23 @@ from common.reading import reason
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
+@cache
+def core() -> Any:
+    """One for the process: it runs signal handlers on a stack of its own, and takes the stack with it when it goes.
+
+    After that the next signal with a handler, a Ctrl-C or the end of a worker process, would be a segmentation fault.
+    """
+    return need("openvino").Core()
+
+
 def read_model(model: bytes, weights: bytes | None = None) -> Any:
     """The openvino.Model of an ONNX file, or of an IR (the text of its .xml, and its .bin).
 
     Raises:
         UserError: openvino is not installed, or cannot read it.
     """
-    openvino = need("openvino")
     try:
-        return openvino.Core().read_model(BytesIO(model), BytesIO(weights) if weights is not None else None)
+        return core().read_model(BytesIO(model), BytesIO(weights) if weights is not None else None)
     except Exception as error:  # its errors share no narrower base
         raise UserError(f"OpenVINO cannot read the model ({reason(error)})") from None
 
@@ -77,6 +86,6 @@ class OpenVinoLogits:
         sized = self.model.clone()
         try:
             sized.reshape({sized.input(0): list(shape)})
-            return self.openvino.Core().compile_model(sized, "CPU", self.options)
+            return core().compile_model(sized, "CPU", self.options)
         except Exception as error:
             raise UserError(f"OpenVINO cannot run the model on images of {shape} ({reason(error)})") from None

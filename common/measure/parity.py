@@ -12,7 +12,7 @@ from common.deploy.graph import refuse_unset, trace
 from common.deploy.integer.network import integer_network
 from common.deploy.integer.thresholds import Thresholds
 from common.deploy.onnx.export import open_session
-from common.deploy.openvino import EXACT, read_model
+from common.deploy.openvino import EXACT, core, read_model
 from common.measure.rounding_error import bounded_positions
 from common.quantizers.layers import QuantAct
 
@@ -170,7 +170,7 @@ def onnxruntime_run(model: bytes, outputs: list[str], inputs: dict[str, Any]) ->
 
 
 def openvino_run(model: bytes, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
-    found = need("openvino").Core().compile_model(read_model(model), "CPU", EXACT)(inputs)
+    found = core().compile_model(read_model(model), "CPU", EXACT)(inputs)
     return [found[name] for name in outputs]
 
 

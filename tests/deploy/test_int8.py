@@ -272,6 +272,29 @@ with torch.inference_mode():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_signal_is_handled_after_engines_have_gone() -> None:
+    """OpenVINO leaves the stack that it let signal handlers run on; in a process that gives memory back at once."""
+    script = """
+import os, signal, torch
+from torch import nn
+from common.deploy.onnx.export import onnx_model
+from common.deploy.openvino import OpenVinoLogits, read_model
+network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+model = onnx_model(network, (3, 8, 8), {}).SerializeToString()
+engines = [OpenVinoLogits(read_model(model)) for _ in range(2)]
+for engine in engines:
+    engine(torch.randn(1, 3, 8, 8))
+del engine, engines[0]
+del engines
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "4096"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 @pytest.mark.parametrize("damage", ["xml", "bin", "foreign", "no weights", "pipe"])
 def test_a_damaged_or_foreign_ir_is_one_line(
     damage: str, described: tuple[nn.Module, Description], tmp_path: Path

@@ -62,7 +62,7 @@ def test_a_run_becomes_a_line_a_domain_which_is_not_measured_again(
     assert rows[0]["time"].keys() == {"at_once", "batches"}
     page = (docs / "realignment.md").read_text()
     assert f"| ours | 4 | {sum(row['before'] for row in rows[1:]) / 4:.1f} |" in page
-    assert (docs / "realignment.png").stat().st_size > 0
+    assert (docs / "realignment_demo.png").stat().st_size > 0
     assert out.count("before\n") == 5
 
     before = (docs / LINES).read_bytes()

@@ -21,23 +21,20 @@ def block_of(name: str, rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> Path:
-    """Mean top-1 over the corruptions by number of images: a panel for each data and width, a line for each method.
-
-    The float network of the same data is in every panel.
-    """
+    """Mean top-1 over the corruptions by number of images: a panel for each width, a line for each method and float."""
     runs = [own for own in map(_on_corruptions, _by_run(rows).values()) if own]
     methods = list(dict.fromkeys(own[0]["method"] for own in runs))
-    panels = sorted({_panel(own) for own in runs if own[0]["method"] != FLOAT})
+    panels = sorted({own[0]["bits"] for own in runs if own[0]["method"] != FLOAT}, reverse=True)
     height = max(1, -(-len(panels) // 2))
     figure, grid = plt.subplots(height, 2, figsize=(7, 3 * height), sharey=True, squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
         for own in runs:
             method, counts = own[0]["method"], list(own[0]["with"])
-            if _panel(own) == panel or (method == FLOAT and own[0]["demo"] == panel[0]):
+            if own[0]["bits"] == panel or method == FLOAT:
                 means, shade = _means(own, ("with",)), pictures.colour(methods.index(method))
                 axes.plot(range(len(means)), means, "--" if method == FLOAT else "o-", ms=4, color=shade, label=method)
                 axes.set_xticks(range(len(means)), ["0", *counts])
-        axes.set(title=f"{'demo data' if panel[0] else 'photographs'}, {-panel[1]} bits", xlabel="unlabelled images")
+        axes.set(title=f"{'demo data, ' if rows[0]['demo'] else ''}{panel} bits", xlabel="unlabelled images")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
     for axes in grid.flat[len(panels) :]:
@@ -45,10 +42,6 @@ def draw(rows: list[Row], path: Path) -> Path:
     grid.flat[0].set_ylabel("top-1 (%), mean over corruptions")
     figure.tight_layout()
     return pictures.save(figure, path)
-
-
-def _panel(rows: list[Row]) -> tuple[bool, int]:
-    return rows[0]["demo"], -rows[0]["bits"]
 
 
 def _corrupted(rows: list[Row]) -> str:
