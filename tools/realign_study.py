@@ -19,7 +19,7 @@ from common.reading import read_objects, read_text
 from common.runs.tool import run_tool
 from common.writing import write_whole
 from tools.runs.realign_measure import Row, Trained, read
-from tools.runs.realign_page import block_of, draw
+from tools.runs.realign_page import block_of, draw, draw_sizes
 from tools.runs.result_page import fill
 
 
@@ -51,7 +51,7 @@ def realign_study(
     write_whole(page, drawn)
     for name, demo in (("realignment", False), ("realignment_demo", True)):
         if some := [row for row in rows if row["demo"] == demo]:
-            print(draw(some, docs / f"{name}.png"))
+            print(draw(some, docs / f"{name}.png"), draw_sizes(some, docs / f"{name}_sizes.png"), sep="\n")
     print(page)
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from common.adaptation.realign import FEWEST, PRIOR, realign
 from common.data.corruptions import STRENGTHS, corrupt
 from common.data.kinds import DATA, Batches, Batching
 from common.data.tensors import TensorBatches, drawn, of_every_class
+from common.deploy import packed
 from common.deploy.alignment import base_digest
 from common.deploy.description import Description
 from common.deploy.restore import restore
@@ -78,6 +80,12 @@ class Trained:
                         corruption, *(_corrupted(one, corruption, seed) for seed, one in ((1, others), (0, some)))
                     )
 
+    def bytes(self) -> int:
+        """Of its packed file."""
+        with TemporaryDirectory() as folder:
+            packed.save(self.network, self.description, path := Path(folder) / "model.safetensors")
+            return path.stat().st_size
+
     def row(self, domain: Domain) -> Row:
         """The line of a domain; on clean images also what one class at a time does, and the time."""
         scheme = self.description.scheme
@@ -89,6 +97,7 @@ class Trained:
             "adaptation": self.summary.get("adaptation"),
             "epochs": self.summary["last"]["epoch"] + 1,
             "demo": self.description.demo,
+            "bytes": self.bytes(),
             "domain": domain.name,
             "tested": len(domain.labels),
             "before": top1(self.network, domain.images, domain.labels),
