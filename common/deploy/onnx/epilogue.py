@@ -43,10 +43,10 @@ def write_integers(nodes: Nodes, act: QuantAct, integers: Tensor, name: str, val
     if even:
         offset = low + 0.5 - float(thresholds[0]) / step
         value = nodes.chain(code, value, ("even", "Mul", (1 / step,)), ("from", "Add", (offset,)), *_rounded(low, high))
-    elif (knees := _knees(steps)) is not None:
-        value = nodes.chain(code, value, *_warp(thresholds, knees, low), *_rounded(low, high))
     elif (odd := odd_through(thresholds)) is not None:
         value = write_odd(nodes, odd, low, code, value)
+    elif (knees := _knees(steps)) is not None:
+        value = nodes.chain(code, value, *_warp(thresholds, knees, low), *_rounded(low, high))
     else:
         before, rounding, _ = act.encoding()
         if isinstance(rounding, Search) and len(thresholds) <= MOST_COMPARED:
