@@ -8,6 +8,8 @@ layer the statistics that training would have made of the new images: their mean
 variance times the quotient of variances.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,17 +74,17 @@ def of(network: nn.Module) -> Offsets:
     return {name: norm.offsets for name, norm in layers.items() if hasattr(norm, "offsets")}
 
 
-def read(content: Any, network: nn.Module) -> Offsets:
-    """Those of a file, of which nothing is known.
+def attach_from(content: Mapping[str, Any], network: nn.Module, path: Path) -> None:
+    """Let the network have those of a checkpoint, of whose content nothing is known; an older one has none.
 
     Raises:
         UserError: they are not of this network, or no such numbers.
     """
-    layers = norms(network)
-    fitting = isinstance(content, dict) and content.keys() <= layers.keys()
-    if not fitting or not all(is_offset(values, layers[name]) for name, values in content.items()):
-        raise UserError("the offsets of its statistics are not those of this network")
-    return content
+    layers, found = norms(network), content.get(KEY, {})
+    fitting = isinstance(found, dict) and found.keys() <= layers.keys()
+    if not fitting or not all(is_offset(values, layers[name]) for name, values in found.items()):
+        raise UserError(f"{path}: the offsets of its statistics are not those of this network")
+    attach(network, found)
 
 
 def is_offset(values: Any, norm: Norm) -> bool:

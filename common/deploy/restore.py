@@ -69,10 +69,7 @@ def restore(path: Path | str, **typed: Any) -> tuple[nn.Module, Description, lis
     except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no network has the configuration in it ({error}); type what it should be") from None
     report, _ = checkpoint.load_weights(network, path, description.scheme["method"])
-    try:
-        offsets.attach(network, offsets.read(content.get(offsets.KEY, {}), network))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    offsets.attach_from(content, network, path)
     if missing := [name for name in report.missing if not name.endswith("num_batches_tracked")]:
         raise UserError(f"{path}: {len(missing)} tensors of {config['model']} such as {missing[0]} are not in it")
     notes = [

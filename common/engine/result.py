@@ -1,7 +1,6 @@
 """What a run leaves behind: its result by best and last epoch, the levels of every layer, and pictures."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,12 +38,14 @@ def finish(objective: Objective, data: RunData, job: Job, best: dict[str, Any]) 
     last = job.history()[-1]
     confusions = {"last": evaluate(objective, data, tested, job, log=False)[1]}
     confusions["best"] = confusions["last"]
-    _save_offsets(objective, data, job, job.last)
+    moved = {offsets.KEY: know_offsets(network, data, objective.adapts)}
+    job.add(job.last, **moved)
     anew = {"reestimated": reestimated(objective, data, job)} if options.training.reestimate else {}
     if best["epoch"] < options.training.num_epochs - 1:
         network.load_state_dict(checkpoint.weights_of(checkpoint.read(job.best), job.best))
         confusions["best"] = evaluate(objective, data, tested, job, log=False)[1]
-    _save_offsets(objective, data, job, job.best)
+        moved = {offsets.KEY: know_offsets(network, data, objective.adapts)}
+    job.add(job.best, **moved)
     summary = {
         "task": options.task.name,
         "model": options.quantization.model,
@@ -124,11 +125,6 @@ def _draw(objective: Objective, data: RunData, job: Job, confusions: dict[str, A
     job.detail(f"pictures: {job.folder / 'features.png'}, {job.folder / 'confusion.png'}")
 
 
-def _save_offsets(objective: Objective, data: RunData, job: Job, path: Path) -> None:
-    """Let the network know how its statistics are off its training images, and the checkpoint that it is of too."""
-    job.add(path, **{offsets.KEY: know_offsets(objective.network, data, objective.adapts)})
-
-
 def _further(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
     """What --shift and --adapt ask for."""
     options, found = job.options, {}
@@ -149,8 +145,6 @@ def test_only(objective: Objective, data: RunData, job: Job) -> dict[str, Any]:
             f"{options.demo}{what + ' ' if what else ''}test top-1: {mean['prec1']:.3f} top-5: {mean['prec5']:.3f}; "
             f"{data.protocol}"
         )
-    if options.realignment.adapt != "none":
-        know_offsets(objective.network, data, objective.adapts)
     result |= _further(objective, data, job)
     job.write_json("test.json", result | {"source_file_warning": job.split_seen})
     return result

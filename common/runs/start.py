@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.adaptation import OBJECTIVES, Objective
+from common.adaptation import OBJECTIVES, Objective, offsets
 from common.config.groups import Run
 from common.config.naming import earlier_runs, find_source
 from common.config.options import Options
@@ -134,6 +134,8 @@ def load_source(network: nn.Module, options: Options, job: Job) -> dict[str, Any
     for line in report.lines(path):
         job.log(line)
     warn_of_images(content, path, options, job)
+    if run.test_only:
+        offsets.attach_from(content, network, path)  # of its own source, which this run's images need not be
     return content
 
 

@@ -17,6 +17,7 @@ from common.data.tensors import ImageSet, TensorBatches, drawn
 from common.deploy.restore import restore
 from common.engine.program import run
 from common.measure.statistics import norms
+from common.runs import checkpoint
 from tests.conftest import REPOSITORY, refusal, same_weights
 from tests.conftest import run as run_program
 from tests.data.test_cifar10c import write
@@ -76,6 +77,21 @@ def test_a_finished_run_is_evaluated_later_and_repeats_to_the_bit(job: Path, sma
     assert found[0]["adapted"] == found[1]["adapted"]
     assert found[0]["shift"] == found[1]["shift"]
     assert read(job / "test.json")["shift"]["adapted"] == found[0]["shift"]["adapted"]
+
+
+def test_a_later_evaluation_has_the_offsets_of_the_file_and_measures_none(
+    job: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """The images of a later run may be another domain's: by offsets of these they would move nothing."""
+    content = checkpoint.read(job / "checkpoint" / "model_best.pt")
+    found = {}
+    for name, change in (("own", 0.0), ("others", 0.3)):
+        moved = {layer: values + change for layer, values in content[offsets.KEY].items()}
+        checkpoint.save({**content, offsets.KEY: moved}, tmp_path / f"{name}.pt")
+        more = ("--test_only", "--source_file", str(tmp_path / f"{name}.pt"), *ADAPT)
+        found[name] = run(TASK, words(small_data, tmp_path / name, *more))["adapted"]["test"]
+    assert found["own"] == read(job / "summary.json")["adapted"]["test"]
+    assert found["others"]["loss"] != pytest.approx(found["own"]["loss"], rel=1e-3)
 
 
 def test_labels_have_no_part_in_it(job: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
