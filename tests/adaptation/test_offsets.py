@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.adaptation import offsets
+from common.adaptation.moments import Moments
 from common.adaptation.realign import realign
 from common.deploy.alignment import base_digest
 from common.deploy.packed import file
@@ -72,6 +73,16 @@ def test_a_shift_moves_as_far_as_the_images_do() -> None:
     expected = norm.offsets[0].double() + (images.double() * 3 + 5).mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(norm.running_var, torch.full((3,), 9.0), rtol=1e-3, atol=0)
+
+
+def test_moments_are_brought_to_what_training_makes_of_them() -> None:
+    """Closed form: means are moved, variances stretched by the quotient, and what chance makes of these by its square."""
+    norm = nn.BatchNorm2d(1, eps=0.0)
+    norm.offsets = torch.tensor([[3.0], [4.0]])
+    seen = Moments(*(torch.tensor([value], dtype=torch.float64) for value in (1.0, 2.0, 0.5, 0.25)))
+    found = offsets.as_in_training(seen, norm)
+    assert [float(value) for value in (found.mean, found.var, found.mean_chance, found.var_chance)] == [4, 8, 0.5, 4]
+    assert offsets.as_in_training(seen, nn.BatchNorm2d(1)) is seen
 
 
 def test_checkpoint_and_packed_file_keep_them_and_are_realigned_alike(tmp_path: Path) -> None:

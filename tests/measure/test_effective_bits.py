@@ -7,6 +7,7 @@ import torch
 
 from common.measure.effective_bits import LayerLevels, distinct, measure
 from common.models import build_model
+from common.quantizers.learned_scale import scales_from_first_batch
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
@@ -55,3 +56,12 @@ def test_bits_are_the_logarithm_and_rounding_errors_are_no_levels() -> None:
         "input_bits": None,
     }
     assert distinct(torch.tensor([0.1 + 0.2, 0.3, 0.3 + 1e-8, -1.0, 0.0])) == 3
+
+
+@pytest.mark.parametrize(("method", "bits", "most"), [("centroid", 4, 16), ("centroid", 2, 4), ("bwnf", 4, 2)])
+def test_a_scale_for_every_filter_makes_no_further_levels(method: str, bits: int, most: int) -> None:
+    torch.manual_seed(0)
+    model = build_model("resnet20_quant", method, bits, bits).eval()
+    with scales_from_first_batch(model):
+        levels = measure(model, torch.randn(4, 3, 32, 32))
+    assert max(entry.weight_levels or 0 for entry in levels) == most
