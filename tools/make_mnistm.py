@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from common.data import digits
+from common.data.images import ImageSet
 from common.data.locate import data_folder
 from common.data.seeding import generator
-from common.data.tensors import ImageSet
 from common.errors import UserError
 from common.reading import reason
 from common.runs.annotations import NewFolder, Seed

@@ -14,7 +14,7 @@ import torch
 
 from common.data.demo.folder import is_demo
 from common.data.download import DEMO_HINT, fetch, md5_of, unpack
-from common.data.tensors import ImageSet
+from common.data.images import ImageSet
 from common.errors import UserError
 from common.reading import MOST_AT_ONCE, ordinary
 

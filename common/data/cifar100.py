@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.data import cifar10
-from common.data.tensors import ImageSet
+from common.data.images import ImageSet
 
 MEAN = (0.5071, 0.4865, 0.4409)
 STD = (0.2673, 0.2564, 0.2762)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.data import cifar10
-from common.data.tensors import ImageSet
+from common.data.images import ImageSet
 from common.errors import UserError
 from common.reading import ordinary, reason
 

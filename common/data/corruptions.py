@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.data.tensors import ImageSet
+from common.data.images import ImageSet
 
 STRENGTHS: dict[str, tuple[float, float, float]] = {
     "noise": (0.05, 0.10, 0.15),  # standard deviation, of a pixel range of 1

@@ -22,7 +22,7 @@ from common.data.formats import (
     read_mat,
     read_torch,
 )
-from common.data.tensors import ImageSet, resize, to_three_channels
+from common.data.images import ImageSet, resize, to_three_channels
 from common.errors import UserError
 
 MEAN = (0.5, 0.5, 0.5)

@@ -1,24 +1,22 @@
 """Batches of the images of a domain, decoded by workers or kept in memory."""
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from common.data.crops import Crops, Failure, Key
 from common.data.folders import ImageList
+from common.data.images import ImageSet, drawn
 from common.data.seeding import generator
 from common.data.sharding import Share, batch_count
-from common.data.tensors import ImageSet, TensorBatches, drawn
+from common.data.tensors import TensorBatches
 from common.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-PADDING = 4  # of "pad_crop_flip", on every side
 CACHE_BYTES = 1_000_000_000  # a decoded list up to this size is kept in memory
 
 
@@ -89,7 +87,7 @@ class FolderBatches:
         self.device = torch.device(device)
         side = img_size if augment == "pad_crop_flip" else round(img_size * 256 / 224)
         self.cache = len(image_list) * side * side * 3 <= CACHE_BYTES if cache is None else cache
-        self._crops = _Crops(image_list, side, img_size, augment if train else "", (seed, domain), self.cache)
+        self._crops = Crops(image_list, side, img_size, augment if train else "", (seed, domain), self.cache)
         self._order = _Order(len(image_list), train, (seed, domain), batch_size, share)
         self._loader: DataLoader | None = None
         self._mean = torch.tensor(IMAGENET_MEAN, device=self.device).reshape(3, 1, 1)
@@ -118,7 +116,7 @@ class FolderBatches:
         """The images at `places`, or all, in memory, as an evaluation crops and normalises them."""
         images = self.image_list if places is None else self.image_list.subset(torch.as_tensor(places).tolist())
         crops = self._crops
-        plain = _Crops(images, crops.side, crops.size, "", crops.key, cache=False)
+        plain = Crops(images, crops.side, crops.size, "", crops.key, cache=False)
         pixels = torch.stack([plain.cropped(image, 0, 0, 0) for image in images.decoded(crops.side)])
         image_set = ImageSet(
             pixels.permute(0, 3, 1, 2).contiguous(), torch.tensor(images.labels), images.classes, images.domain
@@ -150,7 +148,7 @@ class FolderBatches:
         if self._loader is None:
             self._loader = self._make_loader()
         for batch in self._loader:
-            if isinstance(batch, _Failure):
+            if isinstance(batch, Failure):
                 raise UserError(batch.message)
             images, labels = (part.to(self.device, non_blocking=True) for part in batch)
             yield images.float().div_(255).sub_(self._mean).div_(self._std), labels
@@ -171,17 +169,7 @@ class FolderBatches:
         )
 
 
-_Key = tuple[int, int, int]  # epoch, cycle, index: a worker that outlives the epoch learns it from the sampler
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A UserError on its way from a worker process; raised there it would come out as a traceback."""
-
-    message: str
-
-
-class _Order(Sampler[_Key]):
+class _Order(Sampler[Key]):
     def __init__(self, count: int, shuffle: bool, key: tuple[int, str], batch_size: int, share: Share) -> None:
         self.shuffle = shuffle
         self.key = key
@@ -193,7 +181,7 @@ class _Order(Sampler[_Key]):
     def __len__(self) -> int:
         return sum(part.stop - part.start for part in self.positions)
 
-    def __iter__(self) -> Iterator[_Key]:
+    def __iter__(self) -> Iterator[Key]:
         epoch, cycle = self.pass_
         indices = torch.arange(self.count)
         if self.shuffle:
@@ -201,59 +189,11 @@ class _Order(Sampler[_Key]):
         return iter([(epoch, cycle, index) for part in self.positions for index in indices[part].tolist()])
 
 
-class _Crops(Dataset):
-    """Image and label by key: ((S, S, 3) uint8, int), or a `_Failure`."""
-
-    def __init__(
-        self, images: ImageList, side: int, size: int, augment: str, key: tuple[int, str], cache: bool
-    ) -> None:
-        self.images = images
-        self.side = side
-        self.size = size
-        self.augment = augment
-        self.key = key
-        self.cache = cache
-
-    def __getitem__(self, key: _Key) -> tuple[Tensor, int] | _Failure:
-        epoch, cycle, index = key
-        try:
-            image = self.images.decoded(self.side)[index] if self.cache else self.images.image(index, self.side)
-        except UserError as error:
-            return _Failure(str(error))
-        return self.cropped(image, epoch, cycle, index), self.images.labels[index]
-
-    def cropped(self, image: Tensor, epoch: int, cycle: int, index: int) -> Tensor:
-        """(S, S, 3) of (side, side, 3): the centre, or what the augmentation draws."""
-        if not self.augment:
-            start = round((self.side - self.size) / 2)
-            return image[start : start + self.size, start : start + self.size]
-        draws = generator("augment", *self.key, epoch, cycle, index)
-        if self.augment == "resized_crop":
-            image = _resized_crop(image, self.size, draws)
-        else:
-            image = F.pad(image, (0, 0, *[PADDING] * 4)) if self.augment == "pad_crop_flip" else image
-            down, across = torch.randint(len(image) - self.size + 1, (2,), generator=draws).tolist()
-            image = image[down : down + self.size, across : across + self.size]
-        return image.flip(1) if bool(torch.rand((), generator=draws) < 0.5) else image
-
-
-def _resized_crop(image: Tensor, size: int, draws: torch.Generator) -> Tensor:
-    """A rectangle of a (side, side, 3) image, with 8 to 100 % of its area, as (size, size, 3)."""
-    side = len(image)
-    area, ratio, down, across = torch.rand(4, generator=draws).tolist()
-    kept = side * math.sqrt(0.08 + 0.92 * area)
-    stretch = (4 / 3) ** (ratio - 0.5)  # height and width are this factor and its inverse from a square
-    height, width = (max(1, min(side, round(one))) for one in (kept * stretch, kept / stretch))
-    top, left = int(down * (side - height + 1)), int(across * (side - width + 1))
-    part = image[top : top + height, left : left + width].permute(2, 0, 1)[None]
-    return F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-
-
-def _collate(items: list[tuple[Tensor, int] | _Failure]) -> tuple[Tensor, Tensor] | _Failure:
+def _collate(items: list[tuple[Tensor, int] | Failure]) -> tuple[Tensor, Tensor] | Failure:
     """(B, 3, S, S) uint8 and (B,) int64; bytes, because they cross from process to process and to the device."""
     images, labels = [], []
     for item in items:
-        if isinstance(item, _Failure):
+        if isinstance(item, Failure):
             return item
         images.append(item[0])
         labels.append(item[1])

@@ -9,9 +9,10 @@ from torch import Tensor
 from common.adaptation import Objective
 from common.data import cifar10c
 from common.data.corruptions import STRENGTHS, corrupt
+from common.data.images import drawn, of_every_class
 from common.data.kinds import RunData
 from common.data.kinds.cifar10 import PUBLISHED, published_corruptions
-from common.data.tensors import TensorBatches, drawn, of_every_class
+from common.data.tensors import TensorBatches
 from common.engine.evaluation import measure
 from common.engine.realignment import realigned
 from common.runs.job import Job

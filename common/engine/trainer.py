@@ -21,7 +21,7 @@ from common.machine.acceleration import Acceleration
 from common.measure import feature_map
 from common.measure.criteria import CRITERIA
 from common.quantizers.learned_scale import scales_from_first_batch
-from common.runs import checkpoint
+from common.runs import states
 from common.runs.job import FEATURES_BEFORE, Job
 
 Best = dict[str, Any]  # epoch, what it was judged by, and the means of every test set at it
@@ -63,14 +63,14 @@ class Trainer:
         return torch.optim.SGD(groups, training.lr, training.momentum, fused=fused)
 
     def _continue(self, content: dict[str, Any]) -> None:
-        checkpoint.continue_from(self.network, content["state_dict_t"], "the network")
+        states.continue_from(self.network, content["state_dict_t"], "the network")
         if self.objective.heads is not None:
-            checkpoint.continue_from(self.objective.heads, content.get("heads"), "the objective's own layers")
-        checkpoint.continue_optimizer(self.optimizer, content["optimizer_t"])
+            states.continue_from(self.objective.heads, content.get("heads"), "the objective's own layers")
+        states.continue_optimizer(self.optimizer, content["optimizer_t"])
         if self.crp is not None:
-            states = [content.get("crp", {}), *content.get("crp_others", [])]  # by process
-            own = states[distributed.rank() if distributed.rank() < len(states) else 0]
-            checkpoint.continue_crp(self.crp, own)
+            relations = [content.get("crp", {}), *content.get("crp_others", [])]  # by process
+            own = relations[distributed.rank() if distributed.rank() < len(relations) else 0]
+            states.continue_crp(self.crp, own)
         self.start, self.peaks = content["epoch"], content["peaks"]
         self.best = content["best"] or self.best
 

@@ -20,7 +20,7 @@ from common.machine import distributed
 from common.models import build_model, class_logits, known_network
 from common.quantizers import make_scheme
 from common.reading import reason
-from common.runs import checkpoint
+from common.runs import checkpoint, states
 from common.runs.backbone import IMAGENET, NONE, load_backbone
 from common.runs.job import Job
 
@@ -170,7 +170,7 @@ def load_heads(objective: Objective, content: Mapping[str, Any], job: Job) -> No
     config = content.get("config")
     same = isinstance(config, dict) and config.get("adaptation") == objective.name
     found = content.get("heads") if same else None
-    if found is not None and checkpoint.fits(objective.heads, found):
+    if found is not None and states.fits(objective.heads, found):
         objective.heads.load_state_dict(found)
     else:
         job.log(f"not in the file, left as initialised: the discriminator of --adaptation {objective.name}")

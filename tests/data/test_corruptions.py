@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.data.corruptions import STRENGTHS, blur, brightness, contrast, corrupt, noise
-from common.data.tensors import ImageSet
+from common.data.images import ImageSet
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.data.images import ImageSet
 from common.data.kinds import DATA, Batching, DataKind, DataOptions, RunData
-from common.data.tensors import ImageSet, TensorBatches
+from common.data.tensors import TensorBatches
 from common.deploy.description import Description, describe
 from common.deploy.files import Classifier
 from common.flags import flag, natural

@@ -6,8 +6,9 @@ from PIL import Image
 
 from common.data.folder_batches import FolderBatches
 from common.data.folders import ImageList
+from common.data.images import ImageSet
 from common.data.sharding import Share
-from common.data.tensors import ImageSet, TensorBatches
+from common.data.tensors import TensorBatches
 
 
 def _tensor_batches(share: Share, drop_last: bool) -> TensorBatches:

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.data.tensors import ImageSet, TensorBatches, resize, to_three_channels
+from common.data.images import ImageSet, resize, to_three_channels
+from common.data.tensors import TensorBatches
 from common.errors import UserError
 from common.vision import transforms
 

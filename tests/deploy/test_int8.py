@@ -82,6 +82,16 @@ def test_layers_give_the_codes_of_the_trained_network_in_both_engines(name: str,
         assert whole.unexplained == 0
 
 
+def test_quantiles_of_three_bits_are_a_polynomial_and_unlike_steps_have_knees() -> None:
+    """An engine is faster with the polynomial, which only thresholds on a smooth odd curve have."""
+    x = images("MNISTmodel_quant", 1)
+    kinds = [
+        {node.op_type for node in int8_model(calibrated("MNISTmodel_quant", 3, method), x).graph.node}
+        for method in ("ours", "apot")
+    ]
+    assert ["PRelu" in found for found in kinds] == [False, True]
+
+
 def test_symmetric_weights_of_8_bits_are_one_product_each() -> None:
     """The 256th level costs the sum of the inputs under the kernel, 255 levels do not."""
     x = images("MNISTmodel_quant", 1)

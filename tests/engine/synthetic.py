@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from common.config.tasks import Task
+from common.data.images import ImageSet
 from common.data.kinds import DATA, DOMAINS, Batching, RunData
-from common.data.tensors import ImageSet, TensorBatches
+from common.data.tensors import TensorBatches
 from common.engine import program
 from common.engine.trainer import Trainer
 from common.measure import feature_map

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.data.images import ImageSet
 from common.data.kinds import cyclic
-from common.data.tensors import ImageSet, TensorBatches
+from common.data.tensors import TensorBatches
 from common.engine.schedule import learning_rate_factor, parameter_groups, set_learning_rate
 from common.models import build_model
 from tests.conftest import refusal, run, same_weights, start, weights

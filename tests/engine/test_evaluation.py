@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.adaptation import OBJECTIVES, Objective
+from common.data.images import ImageSet
 from common.data.kinds import RunData
-from common.data.tensors import ImageSet, TensorBatches
+from common.data.tensors import TensorBatches
 from common.engine import evaluation, trainer
 from common.models import build_model, class_logits
 from tests.engine.synthetic import CLASSES, Lab, images

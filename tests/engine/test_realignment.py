@@ -12,8 +12,9 @@ from common.adaptation.realign import PRIOR
 from common.config.tasks import Task
 from common.data import cifar10c
 from common.data.corruptions import STRENGTHS
+from common.data.images import ImageSet, drawn
 from common.data.kinds.cifar10 import shift_kind
-from common.data.tensors import ImageSet, TensorBatches, drawn
+from common.data.tensors import TensorBatches
 from common.deploy.restore import restore
 from common.engine.program import run
 from common.engine.trainer import Trainer

@@ -25,8 +25,9 @@ from common.config.tasks import Task
 from common.data import cifar10
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.demo.folder import MARKER
+from common.data.images import ImageSet
 from common.data.kinds import DOMAINS, RunData
-from common.data.tensors import ImageSet, TensorBatches
+from common.data.tensors import TensorBatches
 from common.engine import program
 from common.engine.evaluation import measure
 from common.engine.meters import FiniteWatch

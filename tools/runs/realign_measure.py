@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from common.adaptation.realign import FEWEST, PRIOR, realign
 from common.data.corruptions import STRENGTHS, corrupt
+from common.data.images import drawn, of_every_class
 from common.data.kinds import DATA, Batches, Batching
-from common.data.tensors import TensorBatches, drawn, of_every_class
+from common.data.tensors import TensorBatches
 from common.deploy import packed
 from common.deploy.alignment import base_digest
 from common.deploy.description import Description

@@ -10,11 +10,12 @@ from common.data import cifar10, cifar10c, cifar100
 from common.data.demo import cifar10 as demo_cifar10
 from common.data.folder_batches import FolderBatches
 from common.data.folders import ImageList, check_same_classes, find_class_folder, read_domain
+from common.data.images import ImageSet
 from common.data.kinds.base import Batches, Batching, DataKind, DataOptions, RunData
 from common.data.locate import data_folder
 from common.data.sharding import Share
 from common.data.splits import partition
-from common.data.tensors import ImageSet, TensorBatches
+from common.data.tensors import TensorBatches
 from common.errors import UserError
 from common.flags import boolean, flag, fraction, natural, number, path, seed_number, shown
 

@@ -8,10 +8,11 @@ import torch
 
 from common.data import digits
 from common.data.demo import digits as demo_digits
+from common.data.images import ImageSet
 from common.data.kinds.base import DOMAINS, SELECT, Batching, DataKind, DataOptions, RunData, refuse_same
 from common.data.locate import data_folder
 from common.data.sharding import Share
-from common.data.tensors import ImageSet, TensorBatches
+from common.data.tensors import TensorBatches
 from common.errors import UserError
 from common.flags import flag, name_below, number, path, switch
 
