@@ -47,27 +47,30 @@ def draw(rows: list[Row], path: Path) -> Path:
 def draw_sizes(rows: list[Row], path: Path) -> Path:
     """Mean top-1 over the corruptions by the size of the file: an arrow from before to behind 256 unlabelled images.
 
-    Methods of one width, whose files are alike, stand side by side.
+    Methods of one width, whose files are alike, stand side by side, at most 4 % from their size.
     """
     runs = [own for own in map(_on_corruptions, _by_run(rows).values()) if own]
     methods = list(dict.fromkeys(own[0]["method"] for own in runs))
     figure, axes = plt.subplots(figsize=(7, 3.6))
-    for own in runs:
-        method, size = own[0]["method"], own[0]["bytes"] / 1000 * 1.04 ** methods.index(own[0]["method"])
-        before, after = fmean(row["before"] for row in own), fmean(fmean(row["with"]["256"]) for row in own)
-        shade = pictures.colour(methods.index(method))
-        axes.annotate("", (size, after), (size, before), arrowprops={"arrowstyle": "-|>", "color": shade})
-        axes.plot(size, before, "o", mfc="white", color=shade)
-        axes.plot(size, after, "o", color=shade, label=method)
-        below: dict[str, Any] = {"xytext": (0, -13), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-        axes.annotate(_width(own[0]), (size, before), **below)
+    for bits in dict.fromkeys(own[0]["bits"] for own in runs):
+        alike = sorted((own for own in runs if own[0]["bits"] == bits), key=lambda own: own[0]["bytes"])
+        for place, own in enumerate(alike):
+            size = own[0]["bytes"] / 1000 * 1.025 ** (place - (len(alike) - 1) / 2)
+            before, after = fmean(row["before"] for row in own), fmean(fmean(row["with"]["256"]) for row in own)
+            shade = pictures.colour(methods.index(own[0]["method"]))
+            axes.annotate("", (size, after), (size, before), arrowprops={"arrowstyle": "-|>", "color": shade})
+            axes.plot(size, before, "o", mfc="white", color=shade)
+            axes.plot(size, after, "o", color=shade, label=own[0]["method"])
+        lowest = min(fmean(row["before"] for row in own) for own in alike)
+        width = "float" if bits == 32 else f"{bits} bits"
+        axes.text(fmean(own[0]["bytes"] for own in alike) / 1000, lowest - 4, width, ha="center", fontsize=9)
     names = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(names.values(), names, fontsize=8, frameon=False, loc="lower center")
-    axes.set(xscale="log", xlabel="file (kB); numbers are bits", ylabel="top-1 under corruption (%)")
+    axes.set(xscale="log", xlabel="file (kB)", ylabel="top-1 under corruption (%)")
     axes.set_title("as shipped (hollow), and re-aligned by 256 unlabelled images (full)", fontsize=10)
     axes.set_xticks(ticks := [100, 200, 500, 1000], [str(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.margins(y=0.12)
+    axes.margins(y=0.15)
     axes.grid(alpha=0.3)
     figure.tight_layout()
     return pictures.save(figure, path)
