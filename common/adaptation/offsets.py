@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common.adaptation.moments import Moments, Norm, eps_of, hooked, of_images, run, running
 from common.errors import UserError
-from common.measure.statistics import norms
+from common.measure.statistics import modes_kept, norms
 from common.torch_files import is_plain
 
 IMAGES = 512  # of the source, to measure by
@@ -43,15 +43,10 @@ def measure(network: nn.Module, images: Tensor) -> Offsets:
         sums[norm] = sums.get(norm, 0) + torch.stack((mean.sum(0), (var + mean.square()).sum(0))).cpu()
         rows[norm] = rows.get(norm, 0) + len(mean)
 
-    modes = {module: module.training for module in network.modules()}
-    try:
+    with modes_kept(network), hooked(layers.values(), see):
         network.eval()
-        with hooked(layers.values(), see):
-            for chunk in images.split(AT_ONCE):
-                run(network, chunk)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+        for chunk in images.split(AT_ONCE):
+            run(network, chunk)
     found: Offsets = {}
     for name, norm in layers.items():
         if norm in sums:

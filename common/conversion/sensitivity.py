@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from common.conversion.calibrate import image_batches
 from common.errors import UserError
-from common.measure.statistics import estimate_statistics, restore_statistics, statistics_of
+from common.measure.statistics import estimate_statistics, modes_kept, restore_statistics, statistics_of
 from common.quantizers.layers import Quantizer, QuantLayer
 
 
@@ -90,7 +90,7 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> Se
     batches = list(batches)
     images = image_batches(model, batches)
     labels = None if any(isinstance(batch, Tensor) for batch in batches) else torch.cat([batch[1] for batch in batches])
-    before, modes = statistics_of(model), {module: module.training for module in model.modules()}
+    before = statistics_of(model)
 
     def outputs(off: Iterable[Quantizer]) -> Tensor:
         with _switched_off(off), torch.no_grad():
@@ -103,17 +103,16 @@ def sensitivity(model: nn.Module, batches: Iterable[Any], *arguments: Any) -> Se
         return Effect(float((y - reference).norm() / reference.norm()), top1)
 
     try:
-        model.eval()
-        reference = outputs(quantizers)
-        rows = [
-            Row(layer, what, one.bits, effect(other for other in quantizers if other is not one), effect([one]))
-            for one, (layer, what) in quantizers.items()
-        ]
-        return Sensitivity(effect(quantizers), effect([]), rows)
+        with modes_kept(model):
+            model.eval()
+            reference = outputs(quantizers)
+            rows = [
+                Row(layer, what, one.bits, effect(other for other in quantizers if other is not one), effect([one]))
+                for one, (layer, what) in quantizers.items()
+            ]
+            return Sensitivity(effect(quantizers), effect([]), rows)
     finally:
         restore_statistics(before)
-        for module, training in modes.items():
-            module.training = training
 
 
 def _places(model: nn.Module) -> Iterator[tuple[Quantizer, tuple[str, str]]]:

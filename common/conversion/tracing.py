@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from common.conversion.modes import Differs, follow_mode
 from common.errors import UserError
+from common.measure.statistics import modes_kept
 
 
 class _Tracer(fx.Tracer):
@@ -33,18 +34,15 @@ def trace(model: nn.Module, leaves: Sequence[type[nn.Module]] = ()) -> fx.GraphM
     Raises:
         UserError: the forward cannot be traced, or takes another path in training than in evaluation.
     """
-    modes = {module: module.training for module in model.modules()}
     try:
-        train, evaluation = (_Tracer(leaves).trace(model.train(training)) for training in (True, False))
+        with modes_kept(model):
+            train, evaluation = (_Tracer(leaves).trace(model.train(training)) for training in (True, False))
     except Exception as error:  # a user's forward run on stand-ins fails in whatever way its code says
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{type(model).__name__}: torch.fx cannot trace its forward ({type(error).__name__}: {reason}); move "
             "control flow that depends on values or shapes into a module of its own and name its class in leaves=(...)"
         ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     name = type(model).__name__
     network = fx.GraphModule(model, train, name)
     try:

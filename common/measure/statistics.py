@@ -89,13 +89,20 @@ def estimate_statistics(
 @contextmanager
 def on_batch_statistics(model: nn.Module) -> Iterator[None]:
     """Within it what keeps statistics is in training mode and all else in evaluation mode, without gradients."""
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with modes_kept(model):
         model.eval()
         for norm in norms(model).values():
             norm.training = True
         with scales_from_first_batch(model), torch.no_grad():
             yield
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Behind it every module is in training or evaluation as it was before."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
