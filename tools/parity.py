@@ -6,6 +6,7 @@ Of every form it says how many activation codes differ from the fake-quantized n
 many of those float32 rounding does not explain (common/measure/rounding_error.py derives the bound): expect 0.
 """
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -40,11 +41,15 @@ from common.measure.parity import (
     references,
     total,
 )
-from common.runs.annotations import Natural
+from common.reading import read_objects
+from common.runs.annotations import Natural, NewFile
 from common.runs.tool import run_tool
+from common.writing import write_whole
 from tools.deployed.flags import divided, of_network_and_data
 from tools.deployed.test_sets import test_sets
 
+FIRST = "fake-quantized"  # the form that the others are compared with
+COUNTED = ("codes", "different", "from_float64", "unexplained")
 LARGE = 64  # side of an image from which on fewer are compared layer by layer
 
 
@@ -65,6 +70,7 @@ def parity(
     layer_images: Natural = 0,
     layers: bool = False,
     fast: bool = False,
+    lines: NewFile | None = None,
     **flags: Any,
 ) -> None:
     """Compare on the test set of the checkpoint's run, in a cross-domain task the target's.
@@ -76,6 +82,7 @@ def parity(
         layer_images: how many of them layer by layer; 0: 8 of up to 64 x 64 pixels, 2 of larger ones.
         layers: also print every layer.
         fast: also the integer graph as OpenVINO runs it.
+        lines: also write the figures into this file, a line of JSON for each network, method and bits.
         flags: --demo --data_dir ... as tools/evaluate.py has them, --method --bitW ... as tools/export.py. What is not
             typed is as in the checkpoint's run.
     """
@@ -90,11 +97,16 @@ def parity(
     sample = next(iter(batches))[0][:count].cpu()
     forms, absent = forms_of(network, description, sample, fast)
     truth, logits = run_all(forms, batches, images)
+    found = {form: figures(its.layers, truth, logits[form], logits[FIRST]) for form, its in forms.items()}
     print(f"{len(truth)} {demo}images of {name}; codes layer by layer on {len(sample)} of them\n")
-    print("\n".join(table(forms, absent, truth, logits)))
+    print("\n".join(table(found, absent)))
     for form, its in forms.items() if layers else ():
         for row in its.layers:
             print(f"  {form}, {row.layer}: {row.different} of {row.codes} differ, {row.from_float64} from float64")
+    if lines:
+        scheme = description.scheme
+        key = {"network": description.model, "method": scheme["method"], "bits": [scheme["bitW"], scheme["abitW"]]}
+        add(lines, key | {"demo": description.demo, "images": len(truth), "forms": found, "absent": absent})
 
 
 def forms_of(
@@ -131,7 +143,7 @@ def forms_of(
         return Form(exported_program(network, description.image_shape).module(), [])
 
     makers = {
-        "fake-quantized": fake_quantized,
+        FIRST: fake_quantized,
         "packed": from_packed,
         "integer": integer,
         **({"fast (OpenVINO)": fast} if with_fast else {}),
@@ -161,25 +173,44 @@ def run_all(forms: dict[str, Form], batches: Any, images: int) -> tuple[Tensor, 
     return torch.cat(labels), {name: torch.cat(parts) for name, parts in logits.items()}
 
 
-def table(forms: dict[str, Form], absent: dict[str, str], truth: Tensor, logits: dict[str, Tensor]) -> list[str]:
+def figures(layers: list[LayerParity], truth: Tensor, own: Tensor, reference: Tensor) -> dict[str, Any]:
+    """Of a form: "top1" and "same" class as the reference, per cent, the largest "difference" of logits, and of "codes"
+    how many are "different", different "from_float64", and "unexplained"."""
+    found, whole = own.argmax(1), total("all", layers)
+    top1, same = (100 * float((found == other).double().mean()) for other in (truth, reference.argmax(1)))
+    return {
+        "top1": top1,
+        "same": same,
+        "difference": float((own - reference).abs().max()),
+        **{name: getattr(whole, name) for name in COUNTED if layers},
+    }
+
+
+def table(found: dict[str, dict[str, Any]], absent: dict[str, str]) -> list[str]:
     """A row for each form, in Markdown; then why the other forms are not there."""
     head = ["form", "top-1 (%)", "same class (%)", "largest logit difference"]
     head += ["codes that differ", "from float64", "not explained by float32"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    reference = logits["fake-quantized"]
-    for name, own in logits.items():
-        found = own.argmax(1)
-        top1, same = (100 * float((found == other).double().mean()) for other in (truth, reference.argmax(1)))
-        cells = [name, f"{top1:.2f}", f"{same:.2f}", f"{float((own - reference).abs().max()):.2g}"]
-        rows = forms[name].layers
-        if rows:
-            whole = total(name, rows)
-            shares = (f"{n} ({100 * n / whole.codes:.4f} %)" for n in (whole.different, whole.from_float64))
-            cells += [*shares, f"{whole.unexplained} of {whole.codes}"]
+    for name, own in found.items():
+        cells = [name, f"{own['top1']:.2f}", f"{own['same']:.2f}", f"{own['difference']:.2g}"]
+        if "codes" in own:
+            counts = (own["different"], own["from_float64"])
+            cells += [f"{count} ({100 * count / own['codes']:.4f} %)" for count in counts]
+            cells += [f"{own['unexplained']} of {own['codes']}"]
         else:
             cells += [""] * 3
         lines.append("| " + " | ".join(cells) + " |")
     return lines + [f"no {name} form: {why}" for name, why in absent.items()]
+
+
+def add(path: Path, row: dict[str, Any]) -> None:
+    """Put a line into a file of lines, in the place of the same network's by the same method and bits."""
+
+    def key(one: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(one.get(name)) for name in ("network", "method", "bits", "demo"))
+
+    known = {key(one): one for one in read_objects(path, "figures of tools/parity.py")}
+    write_whole(path, "".join(json.dumps(one) + "\n" for one in (known | {key(row): row}).values()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The results of real runs in the documents: README.md, docs/results.md and its pictures, from docs/results/*.jsonl.
+"""Measured results in README.md and docs/{results,shipping}.md, and their pictures, from docs/results/*.jsonl.
 
     python tools/results.py
 
@@ -16,6 +16,7 @@ from common.reading import read_text
 from common.runs.tool import run_tool
 from common.writing import write_whole
 from tools import pictures
+from tools.runs import parity_page
 from tools.runs.result_page import BLOCK, block_of, draw, fill, summary_of
 from tools.runs.study import Row, read, read_lines
 
@@ -23,20 +24,22 @@ FORMS = {"results": block_of, "summary": summary_of}
 
 
 def results(*, docs: Path = REPOSITORY / "docs", check: bool = False) -> None:
-    """Write every block of DOCS/results.md and of README.md beside DOCS anew, the picture of every study, and int8.png.
+    """Write every block of DOCS/results.md, DOCS/shipping.md and README.md beside DOCS anew, and the pictures.
 
     Args:
-        docs: folder with results.md, studies/NAME.json and results/NAME.jsonl, and the lines
-            of tools/deploy_benchmark.py in results/int8.jsonl.
+        docs: folder with these pages, studies/NAME.json and results/NAME.jsonl, the lines of tools/deploy_benchmark.py
+            in results/int8.jsonl, and those of tools/parity.py in results/parity.jsonl.
         check: write nothing, and fail where a page is not what the results say.
     """
 
     def block(kind: str, name: str) -> str:
+        if kind == "parity":
+            return parity_page.block_of(rows_of(docs, name))
         return FORMS[kind](read(docs / "studies" / f"{name}.json"), rows_of(docs, name))
 
-    page, front = docs / "results.md", docs.absolute().parent / "README.md"
+    page, others = docs / "results.md", (docs / "shipping.md", docs.absolute().parent / "README.md")
     drawn = {}
-    for path in (page, front) if front.exists() else (page,):
+    for path in (page, *filter(Path.exists, others)):
         text = read_text(path, "a page of results")
         drawn[path] = fill(text, block)
         if check and drawn[path] != text:

@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.measure.statistics import modes_kept, norms
 from common.torch_files import is_plain
 
-IMAGES = 512  # of the source, to measure by
+IMAGES = 1024  # of the source, to measure by
 AT_ONCE = 32
 KEY = "offsets"  # in a checkpoint
 

@@ -63,7 +63,8 @@ def draw_sizes(rows: list[Row], path: Path) -> Path:
             axes.plot(size, after, "o", color=shade, label=own[0]["method"])
         lowest = min(fmean(row["before"] for row in own) for own in alike)
         width = "float" if bits == 32 else f"{bits} bits"
-        axes.text(fmean(own[0]["bytes"] for own in alike) / 1000, lowest - 4, width, ha="center", fontsize=9)
+        middle = fmean(own[0]["bytes"] for own in alike) / 1000
+        axes.annotate(width, (middle, lowest), (0, -16), textcoords="offset points", ha="center", fontsize=9)
     names = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(names.values(), names, fontsize=8, frameon=False, loc="lower center")
     axes.set(xscale="log", xlabel="file (kB)", ylabel="top-1 under corruption (%)")

@@ -13,7 +13,7 @@ from tools.runs.paired import Difference
 from tools.runs.result_tables import mean_and_spread
 from tools.runs.study import Entry, Row, Study
 
-BLOCK = re.compile(r"(<!-- (results|summary): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (results|summary|parity): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 RULES = {
     "last": "last epoch",
     "source": "best by source",
@@ -27,8 +27,8 @@ By = dict[tuple[str, int], Row]  # by name of the run, and seed
 
 
 def fill(page: str, block: Callable[[str, str], str]) -> str:
-    """The page with every block between `<!-- results: NAME -->` or `<!-- summary: NAME -->` and `<!-- end -->` written
-    anew by ``block("results" or "summary", NAME)``."""
+    """The page with every block between `<!-- KIND: NAME -->` and `<!-- end -->` written anew by ``block(KIND, NAME)``;
+    kinds are results, summary and parity."""
     return BLOCK.sub(lambda match: f"{match[1]}{block(match[2], match[3])}{match[4]}", page)
 
 
