@@ -8,7 +8,6 @@ is not where training did (common.adaptation.offsets): on images like the source
 """
 
 import hashlib
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from common.adaptation.lockstep import Parts, in_step
 from common.adaptation.moments import Moments, Norm, eps_of, hooked, of_images, pooled, run, running
 from common.adaptation.offsets import as_in_training
 from common.errors import UserError
@@ -23,7 +23,8 @@ from common.measure.statistics import norms, restore_statistics, statistics_of
 from common.quantizers.standardised import StandardisedAct
 
 FEWEST = 8  # images that may go without a prior
-AT_ONCE = 2**30  # bytes of the largest input of a layer with statistics, of all images that are run together
+AT_ONCE = 32  # images; as many stay in a processor's caches
+HELD = 2**31  # bytes of all images that may wait at a layer
 
 PRIOR = 64.0  # N0: how many images the source's statistics count as
 SHIFT = 0.1  # d^2 of ``share`` at which they count twice
@@ -60,19 +61,19 @@ class Realigned:
 
 
 @torch.no_grad()
-def realign(network: nn.Module, images: Tensor, prior: float = PRIOR, at_once: int | None = None) -> Realigned:
+def realign(network: nn.Module, images: Tensor, prior: float = PRIOR, held: int = HELD) -> Realigned:
     """Give a network the statistics of new images, mixed with those that it has.
 
     A layer's statistics are those of all images together, as they reach it through the layers before it, which are
-    re-aligned already. Where the images fit into memory this takes one pass; otherwise one for each layer. Neither
-    their order nor their number at once matters but for float32's rounding within a convolution, and none is drawn by
-    chance. Learned steps and weights stay.
+    re-aligned already. This takes one pass; a layer at which too much would wait, and those before it, have one each.
+    Neither the order of the images nor how many run together matters but for float32's rounding within a convolution,
+    and none is drawn by chance. Learned steps and weights stay.
 
     Args:
         network: any of this project's with statistics, float too. It is put into evaluation mode.
         images: (n, 3, H, W) float32, normalised, on any device.
         prior: N0 of ``share``.
-        at_once: how many images to run together (default: by ``AT_ONCE``).
+        held: how many bytes may wait at a layer.
     Raises:
         UserError: a network without statistics, fewer than ``FEWEST`` images without a prior, or statistics that are
             not finite; the network is then left as it was.
@@ -83,16 +84,13 @@ def realign(network: nn.Module, images: Tensor, prior: float = PRIOR, at_once: i
     images = images[order]
     try:
         network.eval()
-        reached, size = _layers_reached(network, images[:1])
-        at_once = at_once or max(1, AT_ONCE // size)
-        if count <= at_once:
-            with hooked(reached.values(), lambda norm, x: _settle(norm, [of_images(x, norm, count)], count, prior)):
-                logits = run(network, images)
-        else:
-            for norm in reached.values():
-                _settle(norm, _seen_by(norm, network, images.split(at_once)), count, prior)
-            logits = torch.cat([run(network, chunk) for chunk in images.split(at_once)])
-        found = {name: running(norm) for name, norm in reached.items()}
+        reached = _layers_reached(network, images[:1])
+        layers, parts = [norm for _, norm, _ in reached], images.split(AT_ONCE)
+        alone = max((place for place, (*_, size) in enumerate(reached, 1) if size * count > held), default=0)
+        for norm in layers[:alone]:
+            _settle(norm, _seen_by(norm, network, parts), count, prior)
+        logits = in_step(network, parts, layers[alone:], lambda norm, seen: _settle(norm, seen, count, prior))
+        found = {name: running(norm) for name, norm, _ in reached}
         if not all(bool(one.isfinite().all()) for one in found.values()):
             raise UserError("the statistics of these images are not finite; expected images as the network takes them")
     except BaseException:
@@ -151,32 +149,30 @@ def set_statistics(norm: Norm, values: Tensor) -> None:
         norm.running_var.copy_(var)
 
 
-def _settle(norm: Norm, parts: list[tuple[Tensor, Tensor]], count: int, prior: float) -> None:
+def _settle(norm: Norm, parts: Parts, count: int, prior: float) -> None:
     means, variances = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     moments, (mean, var) = as_in_training(pooled(means, variances), norm), running(norm).double()
     part = share(moments, norm, count, prior)
     set_statistics(norm, torch.stack((mean.lerp(moments.mean, part), var.lerp(moments.var, part))))
 
 
-def _layers_reached(network: nn.Module, image: Tensor) -> tuple[dict[str, Norm], int]:
-    """The layers with statistics that an image reaches, in that order, and the bytes of the largest input."""
+def _layers_reached(network: nn.Module, image: Tensor) -> list[tuple[str, Norm, int]]:
+    """The layers with statistics that an image reaches, in that order: name, layer and bytes of its input."""
     names = {norm: name for name, norm in norms(network).items()}
-    reached: dict[str, Norm] = {}
-    sizes = [1]
+    reached: dict[Norm, int] = {}
 
     def see(norm: Norm, x: Tensor) -> None:
-        reached.setdefault(names[norm], norm)
-        sizes.append(x.nbytes)
+        reached.setdefault(norm, x.nbytes)
 
     with hooked(names, see):
         run(network, image)
     if not reached:
         raise UserError("this network has no running statistics, so there is nothing to re-align")
-    return reached, max(sizes)
+    return [(names[norm], norm, size) for norm, size in reached.items()]
 
 
-def _seen_by(norm: Norm, network: nn.Module, chunks: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    parts: list[tuple[Tensor, Tensor]] = []
+def _seen_by(norm: Norm, network: nn.Module, chunks: tuple[Tensor, ...]) -> Parts:
+    parts: Parts = []
 
     def see(norm: Norm, x: Tensor) -> None:
         parts.append(of_images(x, norm, len(chunk)))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.adaptation.moments import Moments, of_images, pooled
-from common.adaptation.realign import FEWEST, realign, share
+from common.adaptation.realign import AT_ONCE, FEWEST, HELD, realign, share
 from common.conversion import quantize_model
 from common.conversion.calibrate import calibrate
 from common.errors import UserError
@@ -75,7 +76,7 @@ def test_nothing_but_statistics_changes_and_the_logits_are_those_of_the_result()
     for method in METHODS:
         model = network(method, max(set(METHODS[method].act_bits) & set(METHODS[method].weight_bits)))
         state, images = copy.deepcopy(model.state_dict()), images_of(9)
-        found = realign(model, images, prior=4)
+        found = realign(model, images, prior=0)
         changed = {key for key, value in model.state_dict().items() if not torch.equal(value, state[key])}
         assert changed == set(statistics_of(model)), method
         with torch.no_grad():
@@ -89,12 +90,60 @@ def test_repetition_and_order_give_the_same_bits() -> None:
     assert torch.equal(found[0].logits, found[2].logits.flip(0))
 
 
-def test_images_that_do_not_fit_into_memory_give_the_same_layer_by_layer() -> None:
-    images = images_of(20)
-    whole, parts = (realign(network(bits=32), images, prior=16, at_once=count) for count in (None, 7))
+@pytest.mark.parametrize("held", [0, 70 * 16 * 16 * 16 * 4 - 1])
+def test_images_that_may_not_wait_give_the_same_layer_by_layer(held: int) -> None:
+    """At any layer, or at those of 16 channels and 16 x 16 pixels."""
+    whole, parts = (realign(network(bits=32), images_of(70), prior=16, held=most) for most in (HELD, held))
     for name, values in whole.statistics.items():
         torch.testing.assert_close(parts.statistics[name], values, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-3, atol=1e-4)
+
+
+def test_one_pass_reaches_each_layer_once_for_each_part() -> None:
+    model = network()
+    layers, calls = norms(model), []
+    for name, norm in layers.items():
+        norm.register_forward_pre_hook(lambda _, args, name=name: calls.append((name, len(args[0]))))
+    realign(model, images_of(2 * AT_ONCE + 1), prior=16)
+    for name in layers:
+        assert [count for one, count in calls if one == name] == [1, AT_ONCE, AT_ONCE, 1], "the first to find the way"
+
+
+class Chooses(nn.Module):
+    """What is dark goes another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dark, self.light = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.dark if x.mean() < 0 else self.light)(x).flatten(1)
+
+
+def test_images_that_go_different_ways_are_one_line_and_nothing_stays() -> None:
+    model, images = Chooses(), torch.cat((images_of(2 * AT_ONCE, shift=5), images_of(2 * AT_ONCE, shift=-5)))
+    before, threads = statistics_of(model), threading.active_count()
+    with pytest.raises(UserError, match="do not take the same way"):
+        realign(model, images, prior=16)
+    assert same(before, statistics_of(model))
+    assert threading.active_count() == threads
+
+
+def test_a_failure_within_the_network_is_its_own() -> None:
+    model, images = network(), images_of(3 * AT_ONCE)
+    before, threads = statistics_of(model), threading.active_count()
+    handle = list(norms(model).values())[5].register_forward_pre_hook(lambda *_: 1 / 0)
+    for error in (ZeroDivisionError, KeyboardInterrupt):
+        with pytest.raises(error):
+            realign(model, images, prior=16)
+        handle.remove()
+        handle = list(norms(model).values())[5].register_forward_pre_hook(interrupt)
+    assert same(before, statistics_of(model))
+    assert threading.active_count() == threads
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_few_images_need_a_prior() -> None:
@@ -126,7 +175,7 @@ def windows(x: Tensor) -> Tensor:
     return x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 8, 8)
 
 
-@pytest.mark.parametrize("at_once", [None, 7])
+@pytest.mark.parametrize("at_once", [AT_ONCE, 7])
 @pytest.mark.parametrize(
     ("make", "rows"),
     [
@@ -136,14 +185,17 @@ def windows(x: Tensor) -> Tensor:
     ],
     ids=["BatchNorm, windows", "quantizer, windows", "quantizer, tokens before images"],
 )
-def test_a_layer_that_sees_windows_counts_images(make: Any, rows: Any, at_once: int | None) -> None:
+def test_a_layer_that_sees_windows_counts_images(
+    make: Any, rows: Any, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As far as one that sees whole images; by windows it would go further, and be surer of it."""
+    monkeypatch.setattr("common.adaptation.realign.AT_ONCE", at_once)
     found = []
     for seen in (rows, lambda x: x):
         norm = make()
         if isinstance(norm, StandardAlignAct):
             norm.set_statistics(torch.zeros(()), torch.ones(()), batches=1)
-        realign(Rows(norm, seen), images_of(20, 0.3, 1.1), prior=16, at_once=at_once)
+        realign(Rows(norm, seen), images_of(20, 0.3, 1.1), prior=16)
         found.append(torch.stack((norm.running_mean, norm.running_var)))
     tolerance = 1e-5 if rows is windows else 1e-2  # tokens before images mix images: what chance makes is another
     torch.testing.assert_close(found[0], found[1], rtol=tolerance, atol=1e-5)
