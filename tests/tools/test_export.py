@@ -1,5 +1,6 @@
 """A run's checkpoint exported, evaluated against itself and asked about single images, through the tools' own functions."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -191,9 +192,19 @@ def test_an_integer_graph_is_written_compared_and_evaluated(
     assert int(differ.split(": ")[1].split()[0]) <= 1
 
 
-def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said: Said) -> None:
-    parity(checkpoint=trained, data_dir=data, layer_images=2)
+def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said: Said, tmp_path: Path) -> None:
+    lines = tmp_path / "parity.jsonl"
+    lines.write_text('{"network": "another"}\n')
+    for _ in range(2):  # the second time in the place of the first
+        parity(checkpoint=trained, data_dir=data, layer_images=2, lines=lines)
     text = said()
+    other, line = map(json.loads, lines.read_text().splitlines())
+    assert other == {"network": "another"}
+    assert [line[key] for key in ("network", "method", "bits", "demo", "images")] == [
+        *("resnet20_quant", "lsq", [3, 4], True, TEST_IMAGES)
+    ]
+    assert [f"{form['same']:.2f}" for form in line["forms"].values()] == [row[1] for row in rows_of(text).values()]
+    assert line["absent"].keys() == {"integer"}
     rows = rows_of(text)
     assert f"{TEST_IMAGES} demo images of test" in text
     assert "no integer form: add: adds values of which one is not quantized" in text

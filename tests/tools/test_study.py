@@ -11,6 +11,7 @@ import pytest
 from common.data.locate import REPOSITORY
 from tests.tools.entry import refused, type_in
 from tools.results import rows_of
+from tools.runs import parity_page
 from tools.runs.result_page import BLOCK, block_of, fill, verdict
 from tools.runs.study import plan_of, read, selections
 
@@ -91,6 +92,17 @@ def test_every_line_of_a_result_names_its_data_epochs_seed_and_a_command_of_the_
 
 def test_the_page_of_results_says_what_the_results_say() -> None:
     assert type_in("results", "--check") == (0, "", "")
+
+
+def test_the_table_of_equal_classes_has_the_worst_form_and_all_codes() -> None:
+    exact, near = ({"same": same, "codes": 10, "different": 10 - same // 10, "unexplained": 0} for same in (100, 90))
+    rows = [
+        {"network": "net", "method": method, "images": 5, "forms": forms}
+        for method, forms in (("ours", {"a": exact, "b": near, "c": {"same": 95}}), ("lsq", {"a": exact}))
+    ]
+    table = parity_page.block_of([*rows, {**rows[0], "network": "other", "forms": {"a": exact}}])
+    assert "| net | 5 | 90.00 (3) | 100.00 (1) |\n| other | 5 | 100.00 (1) | – |" in table
+    assert "Codes compared: 40; 1 differ, 0 of them unexplained" in table
 
 
 def test_the_picture_of_speeds_has_the_figures_of_its_table() -> None:
