@@ -197,7 +197,7 @@ def test_every_form_of_a_run_is_compared_with_it(trained: Path, data: Path, said
     lines.write_text('{"network": "another"}\n')
     for _ in range(2):  # the second time in the place of the first
         parity(checkpoint=trained, data_dir=data, layer_images=2, lines=lines)
-    text = said()
+        text = said()
     other, line = map(json.loads, lines.read_text().splitlines())
     assert other == {"network": "another"}
     assert [line[key] for key in ("network", "method", "bits", "demo", "images")] == [
