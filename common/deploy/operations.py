@@ -144,7 +144,7 @@ def _read(source: fx.GraphModule, node: fx.Node) -> Operation:
         kind = "quantizer" if isinstance(layer, QuantAct) else _MODULES.get(type(layer), UNKNOWN)
         defaults = _ARGUMENTS.get(kind, {})
         if kind == "batch_norm" and layer.running_mean is None:
-            raise UserError(f"{name}: a BatchNorm without running statistics; a network to deploy needs them")
+            raise UserError(f"{name}: normalises by its own input's statistics; a network to deploy needs running ones")
         options = {key: getattr(layer, key, default) for key, default in defaults.items()}
         return Operation(node, kind, name, layer, inputs, options)
     if node.op in ("placeholder", "output"):

@@ -18,6 +18,7 @@ from common.deploy.integer.network import integer_network
 from common.deploy.onnx.export import onnx_model, open_session
 from common.deploy.onnx.integer import IntegerWriter
 from common.deploy.onnx.writer import NetworkWriter
+from common.deploy.openvino import OpenVinoLogits, read_model
 from common.deploy.program import exported_program
 from common.errors import UserError
 from common.measure.parity import quantized_values, references
@@ -286,3 +287,9 @@ def test_sums_of_a_pooling_beyond_32_bits_are_refused() -> None:
     network = quantize_model(model, "ours", 4, 4)
     with pytest.raises(UserError, match=r"1: sums of up to .* do not fit 32 bits"):
         integer_network(network)
+
+
+def test_openvino_reads_padding_that_wraps() -> None:
+    model, x = network("Conv2d {'kernel_size': 3, 'padding': 1, 'padding_mode': 'circular'}", 4, 4)
+    content = onnx_model(model, tuple(x.shape[1:]), {}, IntegerWriter).SerializeToString()
+    torch.testing.assert_close(OpenVinoLogits(read_model(content))(x), model(x), rtol=1e-4, atol=1e-5)

@@ -80,7 +80,7 @@ def _scale_and_shift(to: NetworkWriter, call: Bound, channels: Any) -> list[str]
 def batch_norm(to: NetworkWriter, call: Bound) -> str:
     given = call.given
     if given["training"]:
-        raise call.refuse("a BatchNorm without running statistics; a network to deploy needs them")
+        raise call.refuse("normalises by its own input's statistics; a network to deploy needs running ones")
     statistics = [given["running_mean"], given["running_var"]]
     values = [*_scale_and_shift(to, call, call.sizes["running_mean"][0]), *statistics]
     return to.add("BatchNormalization", [given["input"], *values], call.name, epsilon=given["eps"])

@@ -92,9 +92,27 @@ def stack(to: NetworkWriter, call: Bound) -> str:
 
 def pad(to: NetworkWriter, call: Bound) -> str:
     ours, value = call.given.get("mode", "constant"), call.given["value"] or 0.0
-    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
     before, after = call.given["pad"][0::2][::-1], call.given["pad"][1::2][::-1]
+    if ours == "circular":
+        return _wrapped(to, call, before, after)
     untouched = [0] * (len(call.sizes["self"]) - len(before))
     pads = to.integers(f"{call.name}:pads", [*untouched, *before, *untouched, *after])
     fill = [to.floats(f"{call.name}:value", value)] if ours == "constant" else []
     return to.add("Pad", [call.given["self"], pads, *fill], call.name, mode=modes[ours])
+
+
+def _wrapped(to: NetworkWriter, call: Bound, before: list[int], after: list[int]) -> str:
+    """Its end before it and its beginning behind it, dimension by dimension; OpenVINO has no Pad that wraps."""
+    value, first = call.given["self"], len(call.sizes["self"]) - len(before)
+    for axis, (low, high) in enumerate(zip(before, after, strict=True), first):
+
+        def part(where: str, start: int, stop: int, axis: int = axis, value: str = value) -> str:
+            name, limits = f"{call.name}.{axis}.{where}", {"start": start, "stop": stop, "axis": axis}
+            numbers = [to.integers(f"{name}:{key}", [one]) for key, one in limits.items()]
+            return to.add("Slice", [value, *numbers], name)
+
+        end = [part("end", -low, 2**63 - 1)] if low else []
+        parts = [*end, value, *([part("beginning", 0, high)] if high else [])]
+        value = to.add("Concat", parts, f"{call.name}.{axis}", axis=axis) if len(parts) > 1 else value
+    return to.add("Identity", [value], call.name)
