@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # bits are compared and two processes meet: typed, it is kept
+
 import hypothesis
 import numpy as np
 import pytest

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from common.quantizers.alignq import aligned_position, density
-from common.quantizers.rounding import FLOAT_BITS, Grid
+from common.quantizers.rounding import FLOAT_BITS, Grid, handed_out
 
 On = Literal["aligned", "quantized"]
 
@@ -120,8 +120,8 @@ class _AlignWithShift(torch.autograd.Function):
         ctx.save_for_backward(x, *statistics)
         ctx.arguments = r, grid, rounded, eps, width
         ctx.set_materialize_grads(False)
-        shift = (product + product.T).div_(2 * columns.shape[1])
-        return None if levels is None else _uncolumns(levels, x.shape, order), shift
+        shift = handed_out((product + product.T).div_(2 * columns.shape[1]))
+        return None if levels is None else handed_out(_uncolumns(levels, x.shape, order)), shift
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -135,15 +135,16 @@ class _AlignWithShift(torch.autograd.Function):
         result = torch.empty(columns.shape, dtype=x.dtype, device=x.device)
         blocks, targets = columns.split(width, 1), result.split(width, 1)
         through = [None] * len(blocks) if levels_grad is None else _columns(levels_grad, order).split(width, 1)
+        by_block = [statistics[first : first + 4] for first in range(0, len(statistics), 4)]
         with torch.autocast(x.device.type, enabled=False):
             # <G, d(Xs Xs^T)> = <(G + G^T) Xs, d Xs>. Centring G over rows and columns centres every gradient below.
             upstream = (grad + grad.T) / columns.shape[1]
             upstream = upstream - upstream.mean(0)
             upstream = upstream - upstream.mean(1, keepdim=True)
             at_x, at_y = -upstream, upstream * grid.scale
-            for block, target, passed in zip(blocks, targets, through, strict=True):
-                x_mean, x_std, y_mean, y_std = statistics[:4]
-                del statistics[:4]
+            for block, target, passed, (x_mean, x_std, y_mean, y_std) in zip(
+                blocks, targets, through, by_block, strict=True
+            ):
                 wide = block.to(grad.dtype)
                 y = aligned_position(wide, r, grid)
                 if rounded:

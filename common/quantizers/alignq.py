@@ -17,6 +17,7 @@ from common.quantizers.rounding import (
     SQRT_HALF,
     Grid,
     exact_grid,
+    handed_out,
     published_grid,
     sigmoid_slope,
     straight_if,
@@ -63,7 +64,7 @@ class _AlignActivation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, r: float, grid: Grid | None) -> Tensor:
         ctx.save_for_backward(x)
         ctx.r = r
-        return _align_and_round(widen(x), r, grid).to(x.dtype)
+        return handed_out(_align_and_round(widen(x), r, grid).to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -111,7 +112,7 @@ class _AlignWeight(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, grid: Grid | None, slope: tuple[float, float] | None) -> Tensor:
         ctx.save_for_backward(w)
         ctx.grid, ctx.slope = grid, slope
-        return _align_and_round(standardize(w)[0], 1.0, grid)
+        return handed_out(_align_and_round(standardize(w)[0], 1.0, grid))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

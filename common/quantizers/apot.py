@@ -12,7 +12,7 @@ from torch import Tensor
 from common.quantizers.alignq import deviation, is_constant, standardize, standardize_backward
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, least_error_scale
-from common.quantizers.rounding import straight_if, widen
+from common.quantizers.rounding import handed_out, straight_if, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
 
@@ -65,7 +65,7 @@ class _APoT(torch.autograd.Function):
         codes = nearest_codes(v, thresholds, signed)
         ctx.save_for_backward(x, alpha, codes, levels)
         ctx.signed = signed
-        return _projected(v, codes, levels, signed).mul_(alpha).to(x.dtype)
+        return handed_out(_projected(v, codes, levels, signed).mul_(alpha).to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -98,7 +98,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor) -> Tensor:
         ctx.save_for_backward(w)
-        return standardize(w)[0]
+        return handed_out(standardize(w)[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

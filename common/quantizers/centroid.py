@@ -21,7 +21,7 @@ from torch import Tensor
 from common.quantizers.alignq import aligned_position
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, least_error_scale
-from common.quantizers.rounding import SQRT_HALF, Grid, exact_grid, unit_grid, where_kept, widen
+from common.quantizers.rounding import SQRT_HALF, Grid, exact_grid, handed_out, unit_grid, where_kept, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
 
@@ -113,7 +113,7 @@ class _CentroidWeight(torch.autograd.Function):
         ctx.save_for_backward(w, table)
         ctx.grid = grid
         u, scales = _unit_weight(w)
-        return _look_up(u, table, grid).mul_(scales)
+        return handed_out(_look_up(u, table, grid).mul_(scales))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -165,7 +165,7 @@ class _CentroidActivation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, table: Tensor, grid: Grid, ends: tuple[float, float]) -> Tensor:
         ctx.save_for_backward(x, scale, table)
         ctx.grid, ctx.ends = grid, ends
-        return _look_up(widen(x) / scale, table * scale, grid).to(x.dtype)
+        return handed_out(_look_up(widen(x) / scale, table * scale, grid).to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

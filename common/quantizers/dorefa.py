@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.quantizers.layers import QuantAct, WeightQuantizer
-from common.quantizers.rounding import Grid, binarize, exact_grid, round_clipped, straight_if
+from common.quantizers.rounding import Grid, binarize, exact_grid, handed_out, round_clipped, straight_if
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 from common.quantizers.steps import Step, clipped_steps
 
@@ -28,7 +28,7 @@ class _TanhWeight(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, grid: Grid) -> Tensor:
         ctx.save_for_backward(w)
         t, peak = _tanh_and_peak(w)
-        return grid.values(grid.codes(t / peak))
+        return handed_out(grid.values(grid.codes(t / peak)))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

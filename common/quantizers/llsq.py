@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, SteppedAct, SteppedWeight
-from common.quantizers.rounding import where_kept, widen
+from common.quantizers.rounding import handed_out, where_kept, widen
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 
 
@@ -38,7 +38,7 @@ class _LLSQ(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, alpha: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x, alpha)
         ctx.low, ctx.high = low, high
-        return (widen(x) / alpha).round_().clamp_(low, high).mul_(alpha).to(x.dtype)
+        return handed_out((widen(x) / alpha).round_().clamp_(low, high).mul_(alpha).to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

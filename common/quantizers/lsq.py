@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, SteppedAct, SteppedWeight
-from common.quantizers.rounding import widen
+from common.quantizers.rounding import handed_out, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 
 
@@ -20,7 +20,7 @@ class _LSQ(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, gain: float) -> Tensor:
         ctx.save_for_backward(x, step)
         ctx.low, ctx.high, ctx.gain = low, high, gain
-        return (widen(x) / step).round_().clamp_(low, high).mul_(step).to(x.dtype)
+        return handed_out((widen(x) / step).round_().clamp_(low, high).mul_(step).to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

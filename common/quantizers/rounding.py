@@ -80,6 +80,16 @@ def sigmoid_slope(position: Tensor, lam: float, lam2: float) -> Tensor:
     return torch.addcmul(s, s, s, value=-1).mul_(2 * lam * lam2)
 
 
+def handed_out(result: Tensor) -> Tensor:
+    """``result`` as the forward pass of an autograd rule must return it.
+
+    Where the last operation was in place, or a ``to`` that changed nothing, torch 2.11, compiling, gives the result the
+    gradient of its operations instead of the rule's, which behind a rounding is 0, and says nothing (pytorch/pytorch
+    issue 180642). A view is another tensor to it, and costs nothing.
+    """
+    return result.view_as(result) if torch.compiler.is_compiling() else result
+
+
 class _RoundSTE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -129,7 +139,7 @@ class _RoundClipped(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.high = high
         scale = unit_grid(bits, high).scale
-        return widen(x).clamp(0, high).mul_(scale).round_().div_(scale).to(x.dtype)
+        return handed_out(widen(x).clamp(0, high).mul_(scale).round_().div_(scale).to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.quantizers.layers import QuantAct, WeightQuantizer
-from common.quantizers.rounding import Grid, exact_grid, round_clipped, round_ste
+from common.quantizers.rounding import Grid, exact_grid, handed_out, round_clipped, round_ste
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 from common.quantizers.standardised import StandardisedAct
 from common.quantizers.steps import Add, Clip, Multiply, Round, Step, clipped_steps
@@ -22,7 +22,7 @@ class _UniformWeight(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, grid: Grid) -> Tensor:
         peak = w.abs().amax()
         unit = w / peak.clamp_min(torch.finfo(w.dtype).tiny)
-        return grid.values(grid.codes(unit)).mul_(peak)
+        return handed_out(grid.values(grid.codes(unit)).mul_(peak))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

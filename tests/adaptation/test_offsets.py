@@ -56,7 +56,7 @@ def test_measuring_leaves_statistics_and_modes() -> None:
 def test_offsets_are_differences_and_quotients_of_what_the_layer_sees() -> None:
     """Closed form: a BatchNorm alone, of which the running variance is four times and the mean one more."""
     images = images_of(70)
-    norm = nn.BatchNorm2d(3, eps=0.0).eval()
+    norm = nn.BatchNorm2d(3, eps=1e-20).eval()
     var, mean = torch.var_mean(images.double(), dim=(0, 2, 3), correction=0)
     norm.running_mean.copy_(mean + 1)
     norm.running_var.copy_(4 * var)
@@ -77,7 +77,7 @@ def test_a_shift_moves_as_far_as_the_images_do() -> None:
 
 def test_moments_are_brought_to_what_training_makes_of_them() -> None:
     """Closed form: means are moved, variances stretched by the quotient, and what chance makes of these by its square."""
-    norm = nn.BatchNorm2d(1, eps=0.0)
+    norm = nn.BatchNorm2d(1, eps=1e-20)
     norm.offsets = torch.tensor([[3.0], [4.0]])
     seen = Moments(*(torch.tensor([value], dtype=torch.float64) for value in (1.0, 2.0, 0.5, 0.25)))
     found = offsets.as_in_training(seen, norm)
