@@ -12,7 +12,9 @@ exact. At 7 and 8 bits the bins about zero are narrower than this unit: neighbou
 one level.
 """
 
+import functools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,11 +23,19 @@ from torch import Tensor
 from common.quantizers.alignq import aligned_position
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, least_error_scale
+from common.quantizers.polynomial import Polynomial, polynomial_through
 from common.quantizers.rounding import SQRT_HALF, Grid, exact_grid, handed_out, unit_grid, where_kept, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
 
-CHOSEN = 17  # entries up to which a compiler's vectors choose faster than they gather
+
+@dataclass(frozen=True)
+class Bins:
+    """The grid that codes are counted on, and their integers as a polynomial, if there is one; codes count from 0."""
+
+    grid: Grid
+    integers: Polynomial | None
+    most: int
 
 
 def thresholds(bits: int, signed: bool) -> Tensor:
@@ -75,18 +85,18 @@ def _table(bits: int, signed: bool) -> Tensor:
     return torch.cat((integers * unit, torch.full_like(integers[:1], torch.nan))).float()
 
 
-def _grid(bits: int, signed: bool) -> Grid:
-    return exact_grid(bits, 1.0) if signed else unit_grid(bits)
+@functools.cache
+def _bins(bits: int, signed: bool) -> Bins:
+    grid = exact_grid(bits, 1.0) if signed else unit_grid(bits)
+    return Bins(grid, polynomial_through(centroids(bits, signed)[0]), 127 if signed else 255)
 
 
-def _look_up(u: Tensor, table: Tensor, grid: Grid) -> Tensor:
+def _look_up(u: Tensor, table: Tensor, bins: Bins) -> Tensor:
     """The values of u by ``table``; what is below the lowest bin counts to it, and NaN has the last entry."""
-    codes = aligned_position(u, 1.0, grid).round_().clamp_min_(0)
-    if torch.compiler.is_compiling() and len(table) <= CHOSEN:
-        values = torch.where(codes.isnan(), codes, table[0])
-        for code in range(1, len(table) - 1):
-            values = torch.where(codes >= code, table[code], values)
-        return values
+    codes = aligned_position(u, 1.0, bins.grid).round_().clamp_min_(0)
+    # vectors compute faster than they gather; an exported program keeps the table, and with it the file's last bit
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and bins.integers is not None:
+        return bins.integers(codes) * (table[-2] / bins.most)
     entries = codes.nan_to_num_(nan=len(table) - 1).int()
     if not codes.is_contiguous():  # channels last, which indexing keeps; selecting is faster and would not
         return table[entries]
@@ -109,33 +119,33 @@ class _CentroidWeight(torch.autograd.Function):
     """Keeps the weight itself, which lives anyway."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, table: Tensor, grid: Grid) -> Tensor:
+    def forward(ctx: Any, w: Tensor, table: Tensor, bins: Bins) -> Tensor:
         ctx.save_for_backward(w, table)
-        ctx.grid = grid
+        ctx.bins = bins
         u, scales = _unit_weight(w)
-        return handed_out(_look_up(u, table, grid).mul_(scales))
+        return handed_out(_look_up(u, table, bins).mul_(scales))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         w, table = ctx.saved_tensors
         u, _ = _unit_weight(w)
-        error = _look_up(u, table, ctx.grid).sub_(u)
+        error = _look_up(u, table, ctx.bins).sub_(u)
         to_scale = error.mul_(grad).mean(tuple(range(1, w.dim())), keepdim=True)
         return u.mul_(to_scale).add_(grad), None, None
 
 
-def centroid_weight(w: Tensor, table: Tensor, grid: Grid) -> Tensor:
+def centroid_weight(w: Tensor, table: Tensor, bins: Bins) -> Tensor:
     """s table[round(n Phi(w / s))], s the root mean square of each filter.
 
     Args:
         w: (filters, ...), float32 or float64.
-        table: (2^k + 1,), the values of z's bins and NaN, in w's type. grid: of the codes.
+        table: (2^k + 1,), the values of z's bins and NaN, in w's type. bins: of the codes.
     Returns:
         Levels in w's shape. Gradient, N weights to a filter, q the value of u = w / s: straight through the rounding,
         and through s, so g_j + u_j / N sum_i g_i (q_i - u_i). A filter of zeros stays zero and has gradient g.
     """
-    return _CentroidWeight.apply(w, table, grid)
+    return _CentroidWeight.apply(w, table, bins)
 
 
 class CentroidWeight(WeightQuantizer):
@@ -146,10 +156,10 @@ class CentroidWeight(WeightQuantizer):
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
         self.register_buffer("table", _table(bits, signed=True), persistent=False)
-        self.grid = _grid(bits, signed=True)
+        self.bins = _bins(bits, signed=True)
 
     def forward(self, w: Tensor) -> Tensor:
-        return centroid_weight(w, self.table.to(w.dtype), self.grid)
+        return centroid_weight(w, self.table.to(w.dtype), self.bins)
 
     def levels(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return levels(self.bits, signed=True)[0].to(dtype)
@@ -162,36 +172,36 @@ class _CentroidActivation(torch.autograd.Function):
     """Keeps its input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, table: Tensor, grid: Grid, ends: tuple[float, float]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, table: Tensor, bins: Bins, ends: tuple[float, float]) -> Tensor:
         ctx.save_for_backward(x, scale, table)
-        ctx.grid, ctx.ends = grid, ends
-        return handed_out(_look_up(widen(x) / scale, table * scale, grid).to(x.dtype))
+        ctx.bins, ctx.ends = bins, ends
+        return handed_out(_look_up(widen(x) / scale, table * scale, bins).to(x.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, scale, table = ctx.saved_tensors
         v, (low, high) = widen(x) / scale, ctx.ends
-        values = _look_up(v, table, ctx.grid)
+        values = _look_up(v, table, ctx.bins)
         slope = torch.where((v >= low) & (v <= high), values - v, values)
         features = max(x[:1].numel(), 1)
-        gain = (ctx.grid.scale / high) ** 2 / math.sqrt(features * ctx.grid.scale)
+        gain = (ctx.bins.grid.scale / high) ** 2 / math.sqrt(features * ctx.bins.grid.scale)
         return where_kept(grad, v, low, high), slope.mul_(grad).sum().mul_(gain), None, None, None
 
 
-def centroid_activation(x: Tensor, scale: Tensor, table: Tensor, grid: Grid, ends: tuple[float, float]) -> Tensor:
+def centroid_activation(x: Tensor, scale: Tensor, table: Tensor, bins: Bins, ends: tuple[float, float]) -> Tensor:
     """scale table[code of x / scale].
 
     Args:
         x: any shape; float16 and bfloat16 are quantized in float32.
         scale: 0-dimensional, positive. table: (2^k + 1,), the values of the codes and NaN.
-        grid: of the codes. ends: the least value and the largest, of table.
+        bins: of the codes. ends: the least value and the largest, of table.
     Returns:
         Levels in x's shape and type. Gradients, v = x / scale and q its value: to x, 1 where v lies between the ends
         and 0 outside; to the scale, q - v between them and q outside, summed, and times what makes it learn as LSQ's
         step would (section 2.2): (c / end)^2 / sqrt(N c), c codes within the end, N features of a sample.
     """
-    return _CentroidActivation.apply(x, scale, table, grid, ends)
+    return _CentroidActivation.apply(x, scale, table, bins, ends)
 
 
 class CentroidAct(LearnedScale, QuantAct):
@@ -207,14 +217,14 @@ class CentroidAct(LearnedScale, QuantAct):
         super().__init__(bits)
         self.signed = signed
         self.register_buffer("table", _table(bits, signed), persistent=False)
-        self.grid, self.ends = _grid(bits, signed), (float(self.table[0]), float(self.table[-2]))
+        self.bins, self.ends = _bins(bits, signed), (float(self.table[0]), float(self.table[-2]))
 
     def initial_scale(self, x: Tensor) -> Tensor:
         end = self.ends[1]
         return least_error_scale(x, lambda sample, clipped: self._quantize(sample, clipped / end)) / end
 
     def _quantize(self, x: Tensor, scale: Tensor) -> Tensor:
-        return centroid_activation(x, scale, self.table.to(widen(x).dtype), self.grid, self.ends)
+        return centroid_activation(x, scale, self.table.to(widen(x).dtype), self.bins, self.ends)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._quantize(x, self.current_scale(x))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.conversion import calibrate, quantize_model
 from common.quantizers import make_scheme
 from common.quantizers.centroid import CentroidAct, CentroidWeight, bin_means, centroids, thresholds
+from common.quantizers.polynomial import polynomial_through
 
 WIDTHS = range(1, 9)
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["weights", "activations"])
@@ -49,6 +50,20 @@ def test_values_are_integers_over_the_outermost_and_within_half_a_unit_of_the_me
     assert torch.equal(integers, -integers.flip(0)) if signed else integers[0] == 0
     assert (integers * unit - bin_means(bits, signed)).abs().max() <= unit / 2 * (1 + 1e-12)
     assert (integers.diff() > 0).all() if bits <= 6 else (integers.diff() == 0).any()
+
+
+@SIGNED
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_the_integers_of_few_codes_are_a_polynomial(bits: int, signed: bool) -> None:
+    integers, _ = centroids(bits, signed)
+    found = polynomial_through(integers)
+    assert (found is not None) == (bits <= (3 if signed else 4))  # of both signs two ends lie off the curve
+    if found is not None:
+        for dtype in (torch.float32, torch.float64):
+            assert torch.equal(found(torch.arange(2**bits).to(dtype)), integers.to(dtype))
+        assert found(torch.tensor(math.nan)).isnan()
+    shuffled = integers[torch.randperm(len(integers), generator=torch.Generator().manual_seed(0))]
+    assert bits < 4 or polynomial_through(shuffled) is None
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -11,11 +11,11 @@ from common.deploy.onnx.nodes import Nodes
 from common.deploy.onnx.quantizers import write_steps
 from common.deploy.onnx.smooth import odd_through, write_odd
 from common.quantizers.layers import QuantAct
+from common.quantizers.polynomial import polynomial_through
 from common.quantizers.steps import Search
 
 BYTES = {"UINT8": (0, 255), "INT8": (-128, 127)}
 MOST_KNEES = 4  # an engine fuses so many of them into the convolution, and is faster with erf than with more
-MOST_POWER = 10
 MOST_COMPARED = 31  # thresholds; beyond, a search by bisection
 
 
@@ -118,16 +118,16 @@ def _levels(nodes: Nodes, low: int, integers: Tensor, name: str, code: str) -> s
         steps: list[tuple[str, str, tuple[float, ...]]] = [("times", "Mul", (gap,))] if gap != 1 else []
         steps += [("from", "Add", (first - gap * low,))] if first != gap * low else []
         return nodes.chain(name, code, *steps) if steps else nodes.add("Identity", [code], name)
-    if (fit := _polynomial(integers)) is not None:
-        middle, half, last = low + (len(integers) - 1) / 2, (len(integers) - 1) / 2, low + len(integers) - 2
-        (beyond, leading, *others) = fit
-        at = nodes.chain(f"{name}.at", code, ("middle", "Sub", (middle,)), ("half", "Mul", (1 / half,)))
+    if (fit := polynomial_through(integers)) is not None:
+        middle, last = low + fit.half, low + fit.codes - 2
+        leading, *others = fit.coefficients
+        at = nodes.chain(f"{name}.at", code, ("middle", "Sub", (middle,)), ("half", "Mul", (1 / fit.half,)))
         value = nodes.add("Mul", [at, nodes.floats(f"{name}:leading", leading)], f"{name}.leading")
         for place, one in enumerate(others[:-1]):
             value = nodes.chain(f"{name}.plus{place}", value, ("power", "Add", (one,)))
             value = nodes.add("Mul", [value, at], f"{name}.times{place}")
         end = nodes.chain(
-            f"{name}.end", code, ("last", "Sub", (last,)), ("over", "Relu", ()), ("gap", "Mul", (beyond,))
+            f"{name}.end", code, ("last", "Sub", (last,)), ("over", "Relu", ()), ("gap", "Mul", (fit.beyond,))
         )
         value = nodes.add(
             "Add", [nodes.chain(f"{name}.inner", value, ("constant", "Add", (others[-1],))), end], f"{name}.sum"
@@ -135,23 +135,3 @@ def _levels(nodes: Nodes, low: int, integers: Tensor, name: str, code: str) -> s
         return nodes.add("Round", [value], name)
     index = nodes.add("Cast", [nodes.chain(f"{name}.from", code, ("first", "Sub", (low,)))], f"{name}.index", to=6)
     return nodes.add("Gather", [nodes.floats(f"{name}.table", integers), index], name)
-
-
-def _polynomial(integers: Tensor) -> list[float] | None:
-    """The shortest polynomial of a code's place from -1 to 1 that rounds to the integers in float32, the last apart.
-
-    Returns:
-        How much is added for the last code, and the coefficients, highest power first.
-    """
-    places = torch.linspace(-1, 1, len(integers), dtype=torch.float64).unsqueeze(1)
-    last = torch.zeros(len(integers))
-    last[-1] = 1
-    for power in range(2, min(MOST_POWER, len(integers) - 2) + 1):
-        columns = torch.cat((last.double().unsqueeze(1), places ** torch.arange(power, -1, -1)), dim=1)
-        fit = torch.linalg.lstsq(columns, integers.double().unsqueeze(1), driver="gelsd").solution.flatten().float()
-        value = fit[1].expand(len(integers))
-        for one in fit[2:]:
-            value = value * places.flatten().float() + one
-        if bool(((value + fit[0] * last - integers).abs() < 0.4).all()):
-            return fit.tolist()
-    return None
