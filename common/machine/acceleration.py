@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
 from common.adaptation.base import shows_features
@@ -17,6 +18,9 @@ from common.quantizers.layers import Quantizer, QuantLayer, quantized_weights, w
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WITHOUT = "get it a C++ compiler (g++ or clang++), or leave --compile out"
 INDUCTOR = {"fallback_random": True}  # dropout draws the same masks as without --compile
+# What torch keeps by default in place of computing it again: a quantizer's chain of elementwise operations, whose
+# results are as large as its input, and slower to store and load than to repeat.
+RECOMPUTED = ("ban_recompute_long_fusible_chains", "ban_recompute_used_far_apart")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Acceleration:
         settings: dict[str, Any] = {"options": INDUCTOR} if backend == "inductor" else {}
         self._compiled: Any = None
         if options.compile:
+            for name in RECOMPUTED:  # of this process: only training steps are compiled
+                setattr(functorch_config, name, False)
             self._compiled = torch.compile(self._network.forward, backend=backend, dynamic=False, **settings)
             self._compiled_weights: Any = quantized_weights
             if self._quantized:  # without any, dynamo would give the function up, for every other network too
