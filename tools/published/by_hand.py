@@ -29,8 +29,9 @@ class Found:
         try:
             with self.path.open("rb") as source, open(to, "wb") as target:
                 shutil.copyfileobj(source, target)
+        # what zipfile raises on reading: for a member that is damaged (BadZipFile, EOFError), locked by a password
+        # (RuntimeError), or packed in a way that it does not know (NotImplementedError)
         except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-            # zipfile's own: RuntimeError for a password, NotImplementedError for a compression that it does not know
             raise UserError(f"cannot be read: {reason(error)}") from None
 
 
