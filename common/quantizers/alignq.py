@@ -27,8 +27,7 @@ from common.quantizers.rounding import (
 from common.quantizers.scheme import BEFORE_RELU, Method, Scheme
 from common.quantizers.standardised import StandardisedAct
 from common.quantizers.steps import Add, Erf, Multiply, Round, Step
-
-DEGENERATE_STD = 1e-6  # relative to max |w|; at or below it a tensor counts as constant: u = 0, gradient 0
+from common.quantizers.weight_statistics import deviation, is_constant, standardize, standardize_backward
 
 
 def align(u: Tensor, r: float = 1.0) -> Tensor:
@@ -71,38 +70,6 @@ class _AlignActivation(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
         return density(widen(x), ctx.r).mul_(grad).to(x.dtype), None, None
-
-
-def standardize(w: Tensor) -> tuple[Tensor, Tensor]:
-    """(w - mean(w)) / std(w) over the whole tensor, unbiased std, and the 0-dimensional 1 / std(w).
-
-    A tensor of one element, or with std <= 1e-6 max|w|, gives 0 and 0.
-    """
-    if w.numel() < 2:
-        return w - w, w.new_zeros(())  # 0, and NaN for NaN
-    low, high = torch.aminmax(w)
-    peak = torch.maximum(-low, high).clamp_min(torch.finfo(w.dtype).tiny)  # scaled by it, nothing over- or underflows
-    centred = w / peak
-    centred.sub_(centred.mean())
-    std = torch.linalg.vector_norm(centred) / math.sqrt(w.numel() - 1)  # torch.std_mean takes ten times as long
-    inverse = torch.where(std <= DEGENERATE_STD, 0.0, 1 / std)
-    return centred.mul_(inverse), inverse / peak
-
-
-def deviation(w: Tensor) -> Tensor:
-    """std(w) over the whole tensor, unbiased, 0-dimensional; 0 with gradient 0 for a constant tensor."""
-    return torch.linalg.vector_norm(w - w.mean()) / math.sqrt(max(w.numel() - 1, 1))
-
-
-def is_constant(w: Tensor) -> Tensor:
-    """Whether ``standardize`` takes the tensor for constant, 0-dimensional."""
-    return deviation(w.detach()) <= DEGENERATE_STD * w.detach().abs().amax()
-
-
-def standardize_backward(grad: Tensor, u: Tensor, inverse_std: Tensor) -> Tensor:
-    """Gradient to w, given that to u = standardize(w): mean and std are differentiated too. Overwrites ``u``."""
-    projection = (grad * u).sum() / max(u.numel() - 1, 1)
-    return (grad - grad.mean()).sub_(u.mul_(projection)).mul_(inverse_std)
 
 
 class _AlignWeight(torch.autograd.Function):

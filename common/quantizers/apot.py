@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.alignq import deviation, is_constant, standardize, standardize_backward
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, least_error_scale
 from common.quantizers.rounding import handed_out, straight_if, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
+from common.quantizers.weight_statistics import deviation, is_constant, standardize, standardize_backward
 
 # -log2 of the non-zero addends, one tuple for each summand, by the bits of the unsigned grid. Even widths have the
 # paper's n = bits / 2 summands {0, 2^-i, 2^-(i+n), 2^-(i+2n)}, i < n; odd widths have one summand of a single bit.

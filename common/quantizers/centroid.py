@@ -12,83 +12,19 @@ exact. At 7 and 8 bits the bins about zero are narrower than this unit: neighbou
 one level.
 """
 
-import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.quantizers.alignq import aligned_position
+from common.quantizers.bins import Bins, bins_of, levels, table_of
 from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, least_error_scale
-from common.quantizers.polynomial import Polynomial, polynomial_through
-from common.quantizers.rounding import SQRT_HALF, Grid, exact_grid, handed_out, unit_grid, where_kept, widen
+from common.quantizers.rounding import handed_out, where_kept, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme
 from common.quantizers.steps import Divide, Lookup, Multiply, Search, Step
-
-
-@dataclass(frozen=True)
-class Bins:
-    """The grid that codes are counted on, and their integers as a polynomial, if there is one; codes count from 0."""
-
-    grid: Grid
-    integers: Polynomial | None
-    most: int
-
-
-def thresholds(bits: int, signed: bool) -> Tensor:
-    """(n,) float64, ascending: where the code of z passes to the next, or that of |z| if not ``signed``."""
-    codes = torch.arange(2**bits - 1, dtype=torch.float64, device="cpu")  # wherever modules are being made
-    passed = (codes + 0.5) / (2**bits - 1)
-    return torch.erfinv(2 * passed - 1 if signed else passed) / SQRT_HALF
-
-
-def bin_means(bits: int, signed: bool) -> Tensor:
-    """(2^k,) float64, ascending: E[z | bin] of a standard normal z; if not ``signed`` E[|z| | bin], and 0 for code 0.
-
-    Between a and b both are (phi(a) - phi(b)) / (Phi(b) - Phi(a)).
-
-    >>> [round(mean, 4) for mean in bin_means(2, signed=True).tolist()]
-    [-1.4991, -0.4437, 0.4437, 1.4991]
-    """
-    inner = thresholds(bits, signed)
-    end = torch.full_like(inner[:1], torch.inf)
-    edges = torch.cat((-end if signed else torch.zeros_like(end), inner, end))
-    densities = torch.exp(-edges.square() / 2) / math.sqrt(2 * math.pi)
-    means = -densities.diff() / torch.special.ndtr(edges).diff()
-    if not signed:
-        means[0] = 0
-    return means
-
-
-def centroids(bits: int, signed: bool) -> tuple[Tensor, float]:
-    """``bin_means`` as multiples of a unit: (2^k,) integers, float64, ascending, and the unit.
-
-    >>> centroids(2, signed=True)[0].tolist(), centroids(2, signed=False)[0].tolist()
-    ([-127.0, -38.0, 38.0, 127.0], [0.0, 60.0, 137.0, 255.0])
-    """
-    means, most = bin_means(bits, signed), 127 if signed else 255
-    return (means / means[-1] * most).round(), float(means[-1]) / most
-
-
-def levels(bits: int, signed: bool) -> tuple[Tensor, Tensor]:
-    """The values that differ, ascending, and the thresholds between them; float64, for a scale of 1."""
-    integers, unit = centroids(bits, signed)
-    return integers.unique() * unit, thresholds(bits, signed)[integers.diff() > 0]
-
-
-def _table(bits: int, signed: bool) -> Tensor:
-    """(2^k + 1,) float32: the value of every code, and NaN."""
-    integers, unit = centroids(bits, signed)
-    return torch.cat((integers * unit, torch.full_like(integers[:1], torch.nan))).float()
-
-
-@functools.cache
-def _bins(bits: int, signed: bool) -> Bins:
-    grid = exact_grid(bits, 1.0) if signed else unit_grid(bits)
-    return Bins(grid, polynomial_through(centroids(bits, signed)[0]), 127 if signed else 255)
 
 
 def _look_up(u: Tensor, table: Tensor, bins: Bins) -> Tensor:
@@ -155,8 +91,8 @@ class CentroidWeight(WeightQuantizer):
 
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
-        self.register_buffer("table", _table(bits, signed=True), persistent=False)
-        self.bins = _bins(bits, signed=True)
+        self.register_buffer("table", table_of(bits, signed=True), persistent=False)
+        self.bins = bins_of(bits, signed=True)
 
     def forward(self, w: Tensor) -> Tensor:
         return centroid_weight(w, self.table.to(w.dtype), self.bins)
@@ -216,8 +152,8 @@ class CentroidAct(LearnedScale, QuantAct):
     def __init__(self, bits: int, signed: bool = False) -> None:
         super().__init__(bits)
         self.signed = signed
-        self.register_buffer("table", _table(bits, signed), persistent=False)
-        self.bins, self.ends = _bins(bits, signed), (float(self.table[0]), float(self.table[-2]))
+        self.register_buffer("table", table_of(bits, signed), persistent=False)
+        self.bins, self.ends = bins_of(bits, signed), (float(self.table[0]), float(self.table[-2]))
 
     def initial_scale(self, x: Tensor) -> Tensor:
         end = self.ends[1]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from common.conversion import calibrate, quantize_model
 from common.quantizers import make_scheme
-from common.quantizers.centroid import CentroidAct, CentroidWeight, bin_means, centroids, thresholds
+from common.quantizers.bins import bin_means, centroids, thresholds
+from common.quantizers.centroid import CentroidAct, CentroidWeight
 from common.quantizers.polynomial import polynomial_through
 
 WIDTHS = range(1, 9)
