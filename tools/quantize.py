@@ -30,7 +30,8 @@ from common.measure.coverage import coverage
 from common.models import build_model
 from common.models.foreign import TORCHVISION, is_foreign
 from common.quantizers import METHODS
-from common.quantizers.layers import Quantizer, QuantLayer
+from common.quantizers.base import Quantizer
+from common.quantizers.layers import QuantLayer
 from common.runs import checkpoint
 from common.runs.annotations import Count, NewFile, Seed, one_of
 from common.runs.start import try_network

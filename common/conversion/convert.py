@@ -14,7 +14,8 @@ from common.conversion.patterns import find_patterns
 from common.conversion.tracing import trace
 from common.errors import UserError
 from common.quantizers import Scheme, make_scheme
-from common.quantizers.layers import Quantizer, QuantLayer, initialise_weights
+from common.quantizers.base import Quantizer
+from common.quantizers.layers import QuantLayer, initialise_weights
 from common.quantizers.scheme import AFTER_RELU, BEFORE_RELU, IN_CONV
 
 ACTS = "act_quantizers"  # the converted network's folder of activation quantizers

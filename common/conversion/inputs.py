@@ -7,7 +7,7 @@ from torch import fx
 from common.conversion.nodes import carries, is_activation, is_image, is_positive, keeps_levels, sources
 from common.conversion.patterns import Patterns
 from common.quantizers import Scheme
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 from common.quantizers.rounding import FLOAT_BITS
 from common.quantizers.scheme import BEFORE_RELU, IN_CONV
 

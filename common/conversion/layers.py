@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from common.quantizers.layers import QuantAct, QuantConv2d, QuantLayer, QuantLinear, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
+from common.quantizers.layers import QuantConv2d, QuantLayer, QuantLinear
 
 
 def quantized_layer(layer: Any, weights: WeightQuantizer | None, inputs: QuantAct | None) -> Any:

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from common.conversion.calibrate import image_batches
 from common.errors import UserError
 from common.measure.statistics import estimate_statistics, modes_kept, restore_statistics, statistics_of
-from common.quantizers.layers import Quantizer, QuantLayer
+from common.quantizers.base import Quantizer
+from common.quantizers.layers import QuantLayer
 
 
 @dataclass(frozen=True)

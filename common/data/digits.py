@@ -6,14 +6,11 @@ The demo sets come in the same forms and go through the same readers; only publi
 of a folder with the demo's marker.
 """
 
-import os
-import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 from common.data.demo.folder import is_demo
-from common.data.download import DEMO_HINT, fetch, lock, md5_of
+from common.data.download import DEMO_HINT, fetch, unpack_file, verify
 from common.data.formats import (
     Labelled,
     read_class_folders,
@@ -149,7 +146,7 @@ def _mnist(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labell
                 _refuse_part_of_demo(folder, plain)
                 urls = [mirror + archive for mirror in _MNIST_MIRRORS]
                 _obtain("mnist", packed, urls, _MNIST_MD5[archive], download)
-            _verify(packed, _MNIST_MD5[archive])
+            verify(packed, _MNIST_MD5[archive])
         files.append(plain if plain.is_file() else packed)
     return folder, [read_idx(files[0], files[1]), read_idx(files[2], files[3])]
 
@@ -176,8 +173,8 @@ def _mnistm(root: Path, img_size: int, download: bool) -> tuple[Path, list[Label
             packed = folder.parent / "raw" / archive
             if not packed.is_file():
                 _obtain("mnistm", packed, [f"{_MNISTM_URL}/{archive}"], md5, download)
-            _verify(packed, md5)
-            _take_out(packed, file)
+            verify(packed, md5)
+            unpack_file(packed, file)
     return folder, [read_torch(folder / "mnist_m_train.pt"), read_torch(folder / "mnist_m_test.pt")]
 
 
@@ -189,7 +186,7 @@ def _svhn(root: Path, img_size: int, download: bool) -> tuple[Path, list[Labelle
             _refuse_part_of_demo(folder, folder / name)
             _obtain("svhn", folder / name, [f"{_SVHN_URL}/{name}"], md5, download)
         elif not _in_demo(folder):
-            _verify(folder / name, md5)
+            verify(folder / name, md5)
     return folder, [read_mat(folder / name) for name in names]
 
 
@@ -253,28 +250,3 @@ def _obtain(name: str, path: Path, urls: list[str], md5: str, download: bool) ->
         except UserError:
             continue  # the next mirror may answer
     fetch(urls[-1], path, md5, DEMO_HINT)
-
-
-def _verify(path: Path, md5: str) -> None:
-    found = md5_of(path)
-    if found != md5:
-        raise UserError(f"{path} is damaged: its md5 is {found}, the published file's {md5}; delete it and run again")
-
-
-def _take_out(archive: Path, file: Path) -> None:
-    """Unpack the one member of a tar file that is called like `file`, whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    with lock(file.parent):
-        try:
-            with tarfile.open(archive) as tar:
-                member = next((member for member in tar if Path(member.name).name == file.name), None)
-                content = tar.extractfile(member) if member else None
-                if content is None:
-                    raise UserError(f"{archive} holds no {file.name}; delete it and run again to download it afresh")
-                with content, open(part, "wb") as target:
-                    shutil.copyfileobj(content, target)
-            os.replace(part, file)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(f"could not unpack {archive} to {file}: {error}; delete it and run again") from None
-        finally:
-            part.unlink(missing_ok=True)

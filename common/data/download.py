@@ -84,6 +84,36 @@ def unpack(archive: Path, folder: Path) -> Path:
     return folder
 
 
+def unpack_file(archive: Path, file: Path) -> None:
+    """Unpack the one member of a tar file that is called like `file`, whole or not at all.
+
+    Raises:
+        UserError: the archive is damaged or holds no such file, or the disk is full.
+    """
+    part = file.with_name(f".{file.name}.part")
+    with lock(file.parent):
+        try:
+            with tarfile.open(archive) as tar:
+                member = next((member for member in tar if Path(member.name).name == file.name), None)
+                content = tar.extractfile(member) if member else None
+                if content is None:
+                    raise UserError(f"{archive} holds no {file.name}; delete it and run again to download it afresh")
+                with content, open(part, "wb") as target:
+                    shutil.copyfileobj(content, target)
+            os.replace(part, file)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise UserError(f"could not unpack {archive} to {file}: {error}; delete it and run again") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def verify(path: Path, md5: str) -> None:
+    """Raises UserError: the file is not the published one."""
+    found = md5_of(path)
+    if found != md5:
+        raise UserError(f"{path} is damaged: its md5 is {found}, the published file's {md5}; delete it and run again")
+
+
 def md5_of(path: Path | str) -> str:
     """The MD5 of a file's bytes, as 32 hexadecimal digits."""
     return _digest(path, hashlib.md5(usedforsecurity=False))

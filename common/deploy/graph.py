@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from common.adaptation.base import shows_features
 from common.errors import UserError
-from common.quantizers.layers import Quantizer, QuantLayer
+from common.quantizers.base import Quantizer
+from common.quantizers.layers import QuantLayer
 
 CLASSIFIERS = ("classifier", "class_classifier")
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from common.errors import UserError
-from common.quantizers.layers import QuantAct, QuantConv2d, QuantLinear
+from common.quantizers.base import QuantAct
+from common.quantizers.layers import QuantConv2d, QuantLinear
 
 _MODULES: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.Conv2d, QuantConv2d), "convolution"),

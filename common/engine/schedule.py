@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from common.quantizers.layers import Quantizer
+from common.quantizers.base import Quantizer
 
 
 def learning_rate_factor(

@@ -13,7 +13,8 @@ from common.adaptation.base import shows_features
 from common.errors import UserError
 from common.flags import flag, switch
 from common.machine.compiling import compiler_faults
-from common.quantizers.layers import Quantizer, QuantLayer, quantized_weights, weights_quantized_once
+from common.quantizers.base import Quantizer
+from common.quantizers.layers import QuantLayer, quantized_weights, weights_quantized_once
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WITHOUT = "get it a C++ compiler (g++ or clang++), or leave --compile out"

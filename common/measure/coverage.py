@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.models import class_logits
-from common.quantizers.layers import QuantAct, Quantizer, QuantLayer, WeightQuantizer
+from common.quantizers.base import QuantAct, Quantizer, WeightQuantizer
+from common.quantizers.layers import QuantLayer
 from common.quantizers.learned_scale import scales_from_first_batch
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from common.measure.observe import observe
-from common.quantizers.layers import QuantLayer, WeightQuantizer
+from common.quantizers.base import WeightQuantizer
+from common.quantizers.layers import QuantLayer
 
 RESOLUTION = 1e-5  # relative to the largest magnitude; values closer than that are one level summed in another order
 

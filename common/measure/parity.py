@@ -14,7 +14,7 @@ from common.deploy.integer.thresholds import Thresholds
 from common.deploy.onnx.export import open_session
 from common.deploy.openvino import EXACT, core, read_model
 from common.measure.rounding_error import bounded_positions
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 
 
 @dataclass(frozen=True)

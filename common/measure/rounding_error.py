@@ -28,7 +28,7 @@ from common.deploy.graph import batch_norm_scale_shift
 from common.deploy.operations import Operation, operations
 from common.deploy.packed.packing import from_codes
 from common.errors import UserError
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 
 FORM = "the bound of rounding errors"
 UNIT = 2.0**-24

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, least_error_scale
 from common.quantizers.rounding import handed_out, straight_if, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.quantizers import dorefa
-from common.quantizers.layers import WeightQuantizer
+from common.quantizers.base import WeightQuantizer
 from common.quantizers.rounding import binarize
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from common.quantizers.alignq import aligned_position
+from common.quantizers.base import QuantAct, WeightQuantizer
 from common.quantizers.bins import Bins, bins_of, levels, table_of
-from common.quantizers.layers import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, least_error_scale
 from common.quantizers.rounding import handed_out, where_kept, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme

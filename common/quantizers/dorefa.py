@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 from common.quantizers.rounding import Grid, binarize, exact_grid, handed_out, round_clipped, straight_if
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 from common.quantizers.steps import Step, clipped_steps

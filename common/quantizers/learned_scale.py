@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from common.errors import UserError
-from common.quantizers.layers import QuantAct, Quantizer, WeightQuantizer
+from common.quantizers.base import QuantAct, Quantizer, WeightQuantizer
 from common.quantizers.rounding import code_range, widen
 from common.quantizers.steps import Clip, Divide, Multiply, Round, Step
 

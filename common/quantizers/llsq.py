@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, SteppedAct, SteppedWeight
 from common.quantizers.rounding import handed_out, where_kept, widen
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme

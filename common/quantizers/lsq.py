@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 from common.quantizers.learned_scale import LearnedScale, SteppedAct, SteppedWeight
 from common.quantizers.rounding import handed_out, widen
 from common.quantizers.scheme import IN_CONV, Method, Scheme

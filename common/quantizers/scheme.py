@@ -8,7 +8,8 @@ from torch import nn
 
 from common.errors import UserError
 from common.flags import NoOptions
-from common.quantizers.layers import QuantAct, QuantConv2d, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
+from common.quantizers.layers import QuantConv2d
 from common.quantizers.rounding import FLOAT_BITS
 
 Placement = Literal["before_relu", "after_relu", "in_conv"]

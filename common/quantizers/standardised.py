@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 from common.quantizers.rounding import widen
 from common.quantizers.steps import Add, Divide, Multiply, Step
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 from common.quantizers.rounding import Grid, exact_grid, handed_out, round_clipped, round_ste
 from common.quantizers.scheme import AFTER_RELU, Method, Scheme
 from common.quantizers.standardised import StandardisedAct

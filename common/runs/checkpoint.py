@@ -14,7 +14,8 @@ from common import torch_files
 from common.config.groups import Quantization
 from common.errors import UserError, one_line
 from common.flags import Flag, flags_of, shown
-from common.quantizers.layers import Quantizer, initialise_weights
+from common.quantizers.base import Quantizer
+from common.quantizers.layers import initialise_weights
 from common.torch_files import is_plain
 from common.writing import write_whole
 

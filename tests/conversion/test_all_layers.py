@@ -21,7 +21,8 @@ from common.errors import UserError
 from common.measure.coverage import coverage
 from common.measure.effective_bits import measure
 from common.quantizers import METHODS
-from common.quantizers.layers import QuantAct, QuantConv2d, QuantLayer, QuantLinear
+from common.quantizers.base import QuantAct
+from common.quantizers.layers import QuantConv2d, QuantLayer, QuantLinear
 from common.quantizers.standardised import StandardisedAct
 from common.runs.checkpoint import load_weights
 

@@ -13,7 +13,8 @@ from common.measure.effective_bits import measure
 from common.models import build_model
 from common.models.resnet50 import Bottleneck
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import QuantConv2d, WeightQuantizer
+from common.quantizers.base import WeightQuantizer
+from common.quantizers.layers import QuantConv2d
 from common.quantizers.learned_scale import scales_from_first_batch
 from tests.conftest import fill_by_name
 

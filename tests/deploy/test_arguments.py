@@ -23,7 +23,7 @@ from common.deploy.program import exported_program
 from common.errors import UserError
 from common.measure.parity import quantized_values, references
 from common.measure.rounding_error import bounded_positions
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 
 SIDE = 13
 Middle = Callable[[Any, Tensor], Tensor]

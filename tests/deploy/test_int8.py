@@ -29,7 +29,8 @@ from common.errors import UserError
 from common.measure.parity import codes_alone, compare_onnx, onnxruntime_run, openvino_run, references, total
 from common.models import build_model
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import QuantAct, QuantConv2d, QuantLinear
+from common.quantizers.base import QuantAct
+from common.quantizers.layers import QuantConv2d, QuantLinear
 from tests.conftest import REPOSITORY
 from tests.deploy.conftest import calibrated, images
 

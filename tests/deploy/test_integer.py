@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.measure.parity import LayerParity, compare_integer, references, total
 from common.models import build_model
 from common.quantizers import METHODS
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 from tests.deploy.conftest import calibrated, images
 
 NETWORKS = ("resnet20_quant", "densenet_40_quant", "MNISTmodel_quant", "resnet50_dann")  # the others are built alike

@@ -14,7 +14,7 @@ from common.deploy.program import exported_program
 from common.errors import UserError
 from common.measure.parity import compare_integer, compare_onnx, references, total
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 from common.quantizers.scheme import AFTER_RELU, Method
 from common.quantizers.steps import Clip, Divide, Lookup, Round, Search, Step, clipped_steps
 

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.measure.parity import LayerParity, compare_onnx, references, total
 from common.models import build_model
 from common.quantizers import METHODS
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 from common.quantizers.steps import Search
 from tests.deploy.conftest import calibrated, images
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from common.deploy.packed.packing import code_bits, decode, encode, pack, unpack
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import WeightQuantizer
+from common.quantizers.base import WeightQuantizer
 
 CASES = [(name, bits, "exact") for name, method in METHODS.items() for bits in method.weight_bits]
 CASES += [("ours", bits, "published") for bits in range(2, 9)]

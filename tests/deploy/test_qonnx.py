@@ -18,7 +18,7 @@ from common.deploy.onnx.multithreshold import DOMAIN, MultiThresholdWriter, floa
 from common.errors import UserError
 from common.measure.parity import compare_onnx, references, run_watched, total
 from common.quantizers import METHODS
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 from tests.deploy.conftest import calibrated, images
 
 onnx = pytest.importorskip("onnx", reason="the deploy extra is not installed")

@@ -5,7 +5,7 @@ import torch
 
 from common.deploy.integer.thresholds import Thresholds, integer_thresholds
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 
 SUMS = torch.arange(-3000, 3001, dtype=torch.int32)
 CASES = [(name, bits) for name, method in METHODS.items() for bits in method.act_bits]

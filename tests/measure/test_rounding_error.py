@@ -7,7 +7,7 @@ from common.deploy.graph import trace
 from common.measure.parity import references
 from common.measure.rounding_error import bounded_positions
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 from tests.deploy.conftest import calibrated, images
 
 CASES = [("resnet20_quant", method, 4) for method in METHODS if method != "bwnf"]

@@ -13,7 +13,8 @@ from common.errors import UserError
 from common.measure.effective_bits import distinct
 from common.models import NETWORKS, build_model
 from common.quantizers import METHODS
-from common.quantizers.layers import QuantAct, QuantConv2d, Quantizer, WeightQuantizer
+from common.quantizers.base import QuantAct, Quantizer, WeightQuantizer
+from common.quantizers.layers import QuantConv2d
 from common.quantizers.scheme import AFTER_RELU, Method
 from tests.conftest import fill_by_name
 

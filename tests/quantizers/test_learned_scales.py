@@ -14,7 +14,8 @@ from common.errors import UserError
 from common.machine.acceleration import Acceleration
 from common.models import build_model
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import QuantConv2d, Quantizer
+from common.quantizers.base import Quantizer
+from common.quantizers.layers import QuantConv2d
 from common.quantizers.learned_scale import BAND, LearnedScale, scales_from_first_batch
 from common.quantizers.lsq import LSQAct, LSQWeight
 from tests.conftest import refusal

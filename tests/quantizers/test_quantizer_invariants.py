@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.alignq import align_weight
-from common.quantizers.layers import WeightQuantizer
+from common.quantizers.base import WeightQuantizer
 from common.quantizers.rounding import exact_grid
 
 WIDTHS = st.integers(2, 5)

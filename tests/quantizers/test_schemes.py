@@ -10,7 +10,8 @@ from torch import nn
 from common.errors import UserError
 from common.flags import flag, positive, switch
 from common.quantizers import METHODS, make_scheme, option_names
-from common.quantizers.layers import QuantAct, QuantConv2d, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
+from common.quantizers.layers import QuantConv2d
 from common.quantizers.rounding import exact_grid, round_clipped, round_ste
 from common.quantizers.scheme import AFTER_RELU, Method
 

@@ -7,7 +7,7 @@ import torch
 
 from common.errors import UserError
 from common.quantizers import METHODS, make_scheme
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 from common.quantizers.rounding import as_integers
 
 UNIT_ROUNDOFF = 2.0**-24

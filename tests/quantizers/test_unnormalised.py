@@ -7,7 +7,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.alignq import StandardAlignAct, align, matched_range
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 from common.quantizers.learned_scale import LearnedScale, scales_from_first_batch
 from common.quantizers.rounding import FLOAT_BITS, exact_grid
 from common.quantizers.standardised import StandardisedAct

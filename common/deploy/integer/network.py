@@ -33,7 +33,7 @@ from common.deploy.integer.layers import FirstConv, IntegerConv2d, PixelMean, Si
 from common.deploy.integer.rewriting import FORM, Codes, GraphRewriter, Sums
 from common.deploy.integer.thresholds import Thresholds
 from common.deploy.operations import Operation
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 
 CHANNELS = (1, -3)  # the dimension of the channels; every tensor of integers has four
 

@@ -12,7 +12,7 @@ For "ours", whose code is round(n Phi(u)) with n = 2^k - 1, the thresholds are P
 import torch
 from torch import Tensor, nn
 
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 
 INT32 = torch.iinfo(torch.int32)
 

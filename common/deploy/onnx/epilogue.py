@@ -10,7 +10,7 @@ from torch import Tensor
 from common.deploy.onnx.nodes import Nodes
 from common.deploy.onnx.quantizers import write_steps
 from common.deploy.onnx.smooth import odd_through, write_odd
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 from common.quantizers.polynomial import polynomial_through
 from common.quantizers.steps import Search
 

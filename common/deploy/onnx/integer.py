@@ -17,7 +17,8 @@ from common.deploy.onnx.epilogue import byte_type, requantize, write_integers
 from common.deploy.onnx.operators import SHAPED
 from common.deploy.onnx.quantizers import write_weight
 from common.deploy.onnx.writer import Bound, NetworkWriter
-from common.quantizers.layers import QuantAct, QuantLayer, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
+from common.quantizers.layers import QuantLayer
 
 BYTE = 256
 LEAST = float(torch.finfo(torch.float32).min)

@@ -22,7 +22,7 @@ from common.deploy.integer.rewriting import Codes
 from common.deploy.integer.thresholds import behind_relu, integer_thresholds
 from common.deploy.onnx.integer import IntegerWriter, geometry_of
 from common.deploy.onnx.writer import Bound
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 
 DOMAIN = "qonnx.custom_op.general"
 MOST = float(torch.finfo(torch.float32).max)

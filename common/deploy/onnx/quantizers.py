@@ -9,7 +9,7 @@ from torch import Tensor
 from common.deploy.onnx.nodes import Nodes
 from common.deploy.packed.packing import code_bits
 from common.errors import UserError
-from common.quantizers.layers import QuantAct, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
 from common.quantizers.steps import Lookup, Search, Step
 
 

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import UserError
-from common.quantizers.layers import QuantAct, QuantLayer, WeightQuantizer
+from common.quantizers.base import QuantAct, WeightQuantizer
+from common.quantizers.layers import QuantLayer
 from common.reading import reason
 
 PREFIX = "network."  # of ``ClassLogits``

@@ -12,7 +12,8 @@ from common.deploy.onnx.operators import OPERATORS, SHAPED
 from common.deploy.onnx.quantizers import write_activation, write_weight
 from common.deploy.onnx.recording import Call, Recorder, tensors_in
 from common.errors import UserError
-from common.quantizers.layers import QuantAct, QuantLayer
+from common.quantizers.base import QuantAct
+from common.quantizers.layers import QuantLayer
 
 FORM = "the ONNX export"
 BATCHES = 2, 3  # what differs between them follows the batch

@@ -18,7 +18,7 @@ from common.deploy.extras import need
 from common.deploy.packed.tensors import check, fill, tensors_of
 from common.errors import UserError
 from common.flags import shown
-from common.quantizers.layers import QuantAct
+from common.quantizers.base import QuantAct
 from common.writing import write_whole
 
 FORMAT, STATE_FORMAT, VERSION = "alignq-packed", "alignq-packed-state", 1

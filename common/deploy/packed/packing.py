@@ -8,7 +8,7 @@ gives back its floats exactly (only a negative zero comes back as zero).
 import torch
 from torch import Tensor
 
-from common.quantizers.layers import WeightQuantizer
+from common.quantizers.base import WeightQuantizer
 
 
 def code_bits(levels: Tensor) -> int:

@@ -24,7 +24,8 @@ from common.deploy.graph import refuse_unset
 from common.deploy.packed.packing import DecodedWeight, code_bits, decode, encode
 from common.errors import UserError
 from common.measure.statistics import norms
-from common.quantizers.layers import QuantLayer, WeightQuantizer
+from common.quantizers.base import WeightQuantizer
+from common.quantizers.layers import QuantLayer
 from common.quantizers.learned_scale import LearnedScale
 from common.quantizers.standardised import StandardisedAct
 
