@@ -15,6 +15,7 @@ from common.flags import flag, switch
 from common.machine.compiling import compiler_faults
 from common.quantizers.base import Quantizer
 from common.quantizers.layers import QuantLayer, quantized_weights, weights_quantized_once
+from common.quantizers.learned_scale import LearnedScale, keep_scales
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WITHOUT = "get it a C++ compiler (g++ or clang++), or leave --compile out"
@@ -69,6 +70,7 @@ class Acceleration:
         self._quantized = [module for module in model.modules() if isinstance(module, QuantLayer)]
         quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
         self._uninitialised = [module for module in quantizers if not module.initialised]
+        self._learned = [module for module in quantizers if isinstance(module, LearnedScale)]
         self._made_up = [p for module in quantizers if not module.follows_loss for p in module.parameters()]
         settings: dict[str, Any] = {"options": INDUCTOR} if backend == "inductor" else {}
         self._compiled: Any = None
@@ -90,6 +92,7 @@ class Acceleration:
         quantize: Any = quantized_weights
         if self._compiled is not None and batch_size == self.batch_size and not self._uninitialised:
             self._network.forward, quantize = self._compiled, self._compiled_weights
+            keep_scales(self._learned)
         half = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
         try:
             with compiler_faults(WITHOUT), weights_quantized_once(self._quantized, quantize), half:

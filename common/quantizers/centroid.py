@@ -105,24 +105,24 @@ class CentroidWeight(WeightQuantizer):
 
 
 class _CentroidActivation(torch.autograd.Function):
-    """Keeps its input."""
+    """Keeps its input, and its output, which the layer that reads it keeps anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, table: Tensor, bins: Bins, ends: tuple[float, float]) -> Tensor:
-        ctx.save_for_backward(x, scale, table)
-        ctx.bins, ctx.ends = bins, ends
-        return handed_out(_look_up(widen(x) / scale, table * scale, bins).to(x.dtype))
+        out = handed_out(_look_up(widen(x) / scale, table * scale, bins).to(x.dtype))
+        ctx.save_for_backward(x, out, scale)
+        codes, features = bins.grid.scale, max(x[:1].numel(), 1)
+        ctx.ends, ctx.gain = ends, (codes / ends[1]) ** 2 / math.sqrt(features * codes)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        x, scale, table = ctx.saved_tensors
+        x, out, scale = ctx.saved_tensors
         v, (low, high) = widen(x) / scale, ctx.ends
-        values = _look_up(v, table, ctx.bins)
-        slope = torch.where((v >= low) & (v <= high), values - v, values)
-        features = max(x[:1].numel(), 1)
-        gain = (ctx.bins.grid.scale / high) ** 2 / math.sqrt(features * ctx.bins.grid.scale)
-        return where_kept(grad, v, low, high), slope.mul_(grad).sum().mul_(gain), None, None, None
+        slope = torch.where((v >= low) & (v <= high), widen(out) - widen(x), widen(out))
+        to_scale = slope.mul_(grad).sum().mul_(ctx.gain).div_(scale)
+        return where_kept(grad, v, low, high), to_scale, None, None, None
 
 
 def centroid_activation(x: Tensor, scale: Tensor, table: Tensor, bins: Bins, ends: tuple[float, float]) -> Tensor:

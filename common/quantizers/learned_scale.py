@@ -1,7 +1,7 @@
 """Quantizers with a learned scale: how it begins, that it stays positive, and the evenly spaced kind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,11 +21,15 @@ NO_VALUE = (
 )
 
 
+def _kept(scale: Tensor, reference: Tensor) -> Tensor:
+    within = (scale > reference / BAND) & (scale < reference * BAND)  # false for NaN
+    return torch.where(within, scale, reference)
+
+
 class _Kept(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scale: Tensor, reference: Tensor) -> Tensor:
-        within = (scale > reference / BAND) & (scale < reference * BAND)  # false for NaN
-        return torch.where(within, scale, reference)
+        return _kept(scale, reference)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -42,7 +46,8 @@ class LearnedScale(Quantizer, ABC):
     uninitialised quantizer refuses data that would give it a value, outside of ``scales_from_first_batch``.
 
     A scale that is not finite, not positive, or a factor 100 away from the reference counts as the reference, in
-    every forward pass; while training it is also set to it. Nothing here waits for the device after initialisation.
+    every forward pass; while training it is also set to it, by the pass itself or, where that is compiled, by
+    ``keep_scales``. Nothing here waits for the device after initialisation.
     """
 
     reference: Tensor
@@ -100,11 +105,10 @@ class LearnedScale(Quantizer, ABC):
         if not self._initialised:
             self._initialise_in_forward(x)
         reference = self.reference if self._initialised else torch.ones_like(self.reference)
-        scale = _Kept.apply(self.scale, reference)
-        if self.training:
+        if self.training and not torch.compiler.is_compiling():
             with torch.no_grad():
-                self.scale.copy_(scale)
-        return scale
+                self.scale.copy_(_kept(self.scale, reference))
+        return _Kept.apply(self.scale, reference)
 
     def settled(self) -> Tensor:
         """The scale as evaluation takes it, 0-dimensional and detached.
@@ -122,6 +126,19 @@ class LearnedScale(Quantizer, ABC):
             self.width = torch.full_like(self.width, self.bits)
             self.reference = torch.zeros_like(self.reference)
         self._initialised = bool(self.reference > 0)
+
+
+@torch.no_grad()
+def keep_scales(quantizers: Sequence[LearnedScale]) -> None:
+    """Set each initialised scale that has run away to its reference, before a compiled pass of a training step.
+
+    The pass itself must not: its backward pass may read the parameter again, which the step's second pass would have
+    written meanwhile.
+    """
+    if quantizers:
+        scales: list[Tensor] = [quantizer.scale for quantizer in quantizers]
+        kept = _kept(torch.stack(scales), torch.stack([quantizer.reference for quantizer in quantizers]))
+        torch._foreach_copy_(scales, kept.unbind())
 
 
 @contextmanager

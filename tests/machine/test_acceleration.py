@@ -1,5 +1,6 @@
 """--compile, --channels_last and --amp: the same step, run otherwise."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from common.machine.acceleration import Acceleration, AccelerationOptions
 from common.models import build_model
 from common.quantizers import METHODS, make_scheme
 from common.quantizers.layers import weights_quantized_once
+from common.quantizers.learned_scale import LearnedScale
 from tests.conftest import refusal, run, same_weights
 
 RESNET20 = "single_domain/resnet20"
@@ -79,6 +81,22 @@ def test_every_gradient_is_the_same_compiled(method: str) -> None:
                 found.append(gradients)
             where = f"{name}, {bits} bits"
             torch.testing.assert_close(found[1], found[0], msg=lambda text, where=where: f"{where}: {text}")
+
+
+def test_a_scale_that_runs_away_recovers_in_compiled_steps() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = build_model("MNISTmodel_quant", "lsq", bitW=4, abitW=4, img_size=16).train()
+    images = torch.randn(4, 3, 16, 16)
+    model.feature(images)
+    learned = [module for module in model.modules() if isinstance(module, LearnedScale) and module.initialised]
+    references = [module.reference.clone() for module in learned]
+    faster = Acceleration(flags(compile=True), model, CPU, batch_size=4, backend="aot_eager")
+    for module, bad in zip(learned, (math.nan, -1.0, 1e9), strict=True):
+        module.scale.data.fill_(bad)
+    with faster.forward(4):
+        model.feature(images)
+    assert [module.scale.item() for module in learned] == [reference.item() for reference in references]
 
 
 @pytest.mark.parametrize("method", METHODS)

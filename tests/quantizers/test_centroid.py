@@ -137,16 +137,20 @@ def test_activations_pass_gradient_between_the_ends_and_their_scale_learns_as_ls
     assert module.scale.grad.item() == pytest.approx(gain * math.fsum(to_scale), rel=1e-5, abs=1e-5)
 
 
-def test_it_keeps_one_tensor_of_the_inputs_size() -> None:
+def test_a_layer_keeps_its_input_and_what_its_convolution_reads() -> None:
     scheme = make_scheme("centroid", bitW=4, abitW=4)
-    conv = scheme.conv(16, 16, 3)
+    conv = scheme.conv(16, 16, 3, bias=False)
     x = torch.rand(2, 16, 9, 9, requires_grad=True)
     conv.input_quantizer(x)
-    for quantize, given in ((conv.input_quantizer, x), (conv.weight_quantizer, conv.weight)):
-        kept: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
-            quantize(given)
-        assert [t.data_ptr() for t in kept if t.numel() > 100] == [given.data_ptr()]
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        conv(x)
+    large = {t.data_ptr(): t for t in kept if t.numel() == x.numel()}
+    assert large.pop(x.data_ptr()) is not None
+    (read,) = large.values()
+    assert torch.equal(read, conv.input_quantizer(x))
+    assert {t.data_ptr() for t in kept if t.shape == conv.weight.shape} >= {conv.weight.data_ptr()}
+    assert len({t.data_ptr() for t in kept if t.shape == conv.weight.shape}) == 2
 
 
 def test_a_converted_network_can_be_used_right_after_calibration() -> None:
