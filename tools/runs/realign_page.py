@@ -7,10 +7,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from common.data.corruptions import STRENGTHS
+from common.quantizers import METHODS
 from tools import pictures
 
 DEMO = "demo-"
 FLOAT = "float"
+ORDER = [FLOAT, *METHODS]  # of colours and legends, so that pictures can be compared
 Row = dict[str, Any]
 
 
@@ -23,7 +25,7 @@ def block_of(name: str, rows: list[Row]) -> str:
 def draw(rows: list[Row], path: Path) -> Path:
     """Mean top-1 over the corruptions by number of images: a panel for each width, a line for each method and float."""
     runs = [own for own in map(_on_corruptions, _by_run(rows).values()) if own]
-    methods = list(dict.fromkeys(own[0]["method"] for own in runs))
+    methods = sorted({own[0]["method"] for own in runs}, key=ORDER.index)
     panels = sorted({own[0]["bits"] for own in runs if own[0]["method"] != FLOAT}, reverse=True)
     height = max(1, -(-len(panels) // 2))
     figure, grid = plt.subplots(height, 2, figsize=(7, 3 * height), sharey=True, squeeze=False)
@@ -50,8 +52,8 @@ def draw_sizes(rows: list[Row], path: Path) -> Path:
     Methods of one width, whose files are alike, stand side by side, at most 4 % from their size.
     """
     runs = [own for own in map(_on_corruptions, _by_run(rows).values()) if own]
-    methods = list(dict.fromkeys(own[0]["method"] for own in runs))
-    figure, axes = plt.subplots(figsize=(7, 3.6))
+    methods = sorted({own[0]["method"] for own in runs}, key=ORDER.index)
+    figure, axes = plt.subplots(figsize=(5, 3.8))
     for bits in dict.fromkeys(own[0]["bits"] for own in runs):
         alike = sorted((own for own in runs if own[0]["bits"] == bits), key=lambda own: own[0]["bytes"])
         for place, own in enumerate(alike):
@@ -59,21 +61,22 @@ def draw_sizes(rows: list[Row], path: Path) -> Path:
             before, after = fmean(row["before"] for row in own), fmean(fmean(row["with"]["256"]) for row in own)
             shade = pictures.colour(methods.index(own[0]["method"]))
             axes.annotate("", (size, after), (size, before), arrowprops={"arrowstyle": "-|>", "color": shade})
-            axes.plot(size, before, "o", mfc="white", color=shade)
-            axes.plot(size, after, "o", color=shade, label=own[0]["method"])
+            axes.plot(size, before, "o", ms=5, mfc="white", color=shade)
+            axes.plot(size, after, "o", ms=5, color=shade, label=own[0]["method"])
         lowest = min(fmean(row["before"] for row in own) for own in alike)
         width = "float" if bits == 32 else f"{bits} bits"
         middle = fmean(own[0]["bytes"] for own in alike) / 1000
         axes.annotate(width, (middle, lowest), (0, -16), textcoords="offset points", ha="center", fontsize=9)
     names = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(names.values(), names, fontsize=8, frameon=False, loc="lower center")
+    handles = [names[method] for method in methods]
+    figure.legend(handles, methods, fontsize=8, frameon=False, loc="lower center", ncols=len(methods), columnspacing=1)
     axes.set(xscale="log", xlabel="file (kB)", ylabel="top-1 under corruption (%)")
-    axes.set_title("as shipped (hollow), and re-aligned by 256 unlabelled images (full)", fontsize=10)
+    axes.set_title("as shipped (hollow) and re-aligned by 256 images (full)", fontsize=10)
     axes.set_xticks(ticks := [100, 200, 500, 1000], [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.margins(y=0.15)
     axes.grid(alpha=0.3)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     return pictures.save(figure, path)
 
 
