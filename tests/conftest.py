@@ -100,8 +100,8 @@ def run_program(program: Path, words: list[str], cwd: Path) -> subprocess.Comple
         arguments = (program, words, cwd, dict(os.environ), out.name, err.name)
         process = FORKS.Process(target=_become, args=arguments)
         process.start()
-        process.join(timeout=300)
-        assert process.exitcode is not None, f"{program} {words}: still running after 300 s"
+        process.join(timeout=900)
+        assert process.exitcode is not None, f"{program} {words}: still running after 900 s"
         return subprocess.CompletedProcess([str(program), *words], process.exitcode, out.read(), err.read())
 
 
