@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,10 @@ class Difference:
     """Of a method from another one at the same bits (from float: its own float network), in points of top-1.
 
     Attributes:
-        by_seed: for the seeds that both have.
+        by_seed: for the seeds that both have, or other keys of what is paired.
     """
 
-    by_seed: Mapping[int, float]
+    by_seed: Mapping[Any, float]
 
     @property
     def mean(self) -> float:

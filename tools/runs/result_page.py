@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib import pyplot as plt
 from tools import pictures
 from tools.runs.paired import Difference
 from tools.runs.result_tables import mean_and_spread
-from tools.runs.study import Entry, Row, Study
+from tools.runs.study import Entry, Pair, Row, Study, place_of
 
 BLOCK = re.compile(r"(<!-- (results|summary|parity): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 RULES = {
@@ -23,7 +24,8 @@ RULES = {
     "target": "best by target labels",
     "test": "best by test",
 }
-By = dict[tuple[str, int], Row]  # by name of the run, and seed
+Value = Callable[[Row], float | None]
+By = dict[tuple[str, tuple[Pair | None, int]], Row]  # by name of the run, and its pair of domains and seed
 
 
 def fill(page: str, block: Callable[[str, str], str]) -> str:
@@ -34,28 +36,39 @@ def fill(page: str, block: Callable[[str, str], str]) -> str:
 
 def summary_of(study: Study, rows: Sequence[Row]) -> str:
     """The last epoch of every run that is there, in a table, and over how many seeds."""
-    by: By = {(row["run"], row["seed"]): row for row in rows}
+    by = _by(rows)
     lines = [f"| network | bits | epochs | {study.title}, top-1 (%) | seeds |", "|---|---:|---:|---:|---:|"]
     for run in study.runs:
-        own = [row for (name, _), row in by.items() if name == run.name]
+        own = _of(by, run)
         if own:
-            last = _number([row["top1"]["last"] for row in own])
-            lines.append(f"| {run.title} | {_bits(run)} | {own[0]['epochs']} | {last} | {len(own)} |")
+            last = _mean(own, study, lambda row: row["top1"]["last"])
+            seeds = len({row["seed"] for row in own})
+            lines.append(f"| {run.title} | {_bits(run)} | {own[0]['epochs']} | {last} | {seeds} |")
     return "\n" + "\n".join(lines) + "\n\n"
 
 
+def _by(rows: Sequence[Row]) -> By:
+    return {(row["run"], place_of(row)): row for row in rows}
+
+
+def _of(by: By, run: Entry) -> list[Row]:
+    return [row for (name, _), row in by.items() if name == run.name]
+
+
 def block_of(study: Study, rows: Sequence[Row]) -> str:
-    """Protocol, table, picture, claims and the command of a study."""
-    by: By = {(row["run"], row["seed"]): row for row in rows}
+    """Protocol, tables, picture, claims and the command of a study."""
+    by = _by(rows)
     if not by:
         return f"\nNo run of `{study.name}` is finished.\n\n"
-    seeds = sorted({seed for _, seed in by})
+    seeds = sorted({row["seed"] for row in rows})
     protocol = " or ".join(sorted({row["protocol"] for row in rows}))
     spread = "mean ± standard deviation over the seeds" if len(seeds) > 1 else "one seed, so no spread is known"
+    if study.pairs[0]:
+        spread += f"; each seed's number is the mean over the {len(study.pairs)} pairs"
     lines = [
         f"Data: {study.data}. Protocol: {protocol}. Budget: {study.budget}. "
         f"Seeds: {', '.join(map(str, seeds))}; {spread}.",
-        *("", *table(study, by), "", f"![{study.title}](results/{study.name}.png)", ""),
+        *("", *table(study, by), "", *pair_table(study, by), f"![{study.title}](results/{study.name}.png)", ""),
         *(f"- {claim['says']}: {verdict(by, claim['with'], claim['without'])}." for claim in study.claims),
         "",
         f"Command, which resumes: `python tools/study.py docs/studies/{study.name}.json`. Each run, with its command: "
@@ -69,31 +82,64 @@ def table(study: Study, by: By) -> list[str]:
     rules = [rule for rule in RULES if any(rule in row["top1"] for row in by.values())]
     shifted = any(row["shift"] for row in by.values())
     images = {row["shift"]["images"] for row in by.values() if row["shift"]}
-    adapted = any(map(_adapted, by.values()))
+    adapted, realigned = any(map(_adapted, by.values())), any(map(_realigned, by.values()))
     columns = ["network", "bits", "epochs", *(RULES[rule] for rule in rules)]
     columns += [f"corrupted ({' or '.join(f'{count:,}' for count in sorted(images))} images)"] if shifted else []
-    columns += ["the same, re-aligned", "clean, re-aligned"] if adapted else []
+    columns += ["the same, re-aligned"] if adapted else []
+    columns += ["clean, re-aligned" if shifted else "last epoch, re-aligned"] if realigned else []
     columns += ["values of weights / inputs, log2"]
     lines = [f"| {' | '.join(columns)} |", "|---|---:|---:|" + "---:|" * (len(columns) - 3)]
     for run in study.runs:
-        own = [row for (name, _), row in by.items() if name == run.name]
+        own = _of(by, run)
         if not own:
             lines.append(f"| {run.title} | {_bits(run)} |" + " – |" * (len(columns) - 2))
             continue
-        cells = [run.title, _bits(run), str(own[0]["epochs"])]
-        cells += [_number([row["top1"][rule] for row in own if rule in row["top1"]]) for rule in rules]
-        cells += [_number([row["shift"]["mean"] for row in own if row["shift"]])] if shifted else []
-        cells += [_number(list(filter(None, map(what, own)))) for what in (_adapted, _adapted_clean)] if adapted else []
+        values: list[Value] = [partial(_chosen, rule) for rule in rules]
+        values += [_corrupted] if shifted else []
+        values += [value for value, wanted in ((_adapted, adapted), (_realigned, realigned)) if wanted]
+        cells = [run.title, _bits(run), str(own[0]["epochs"]), *(_mean(own, study, value) for value in values)]
         lines.append(f"| {' | '.join([*cells, _effective(own[0]['effective'])])} |")
     return lines
+
+
+def pair_table(study: Study, by: By) -> list[str]:
+    """Markdown: the last epoch by pairs of domains; nothing for a study of one pair."""
+    pairs = [pair for pair in study.pairs if pair]
+    if not pairs:
+        return []
+    names = (f"{source} to {target}" for source, target in pairs)
+    lines = [f"| last epoch | bits | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(pairs)]
+    for run in study.runs:
+        tops = [[row["top1"]["last"] for row in _of(by, run) if place_of(row)[0] == pair] for pair in pairs]
+        lines.append(f"| {run.title} | {_bits(run)} | {' | '.join(map(_number, tops))} |")
+    return [*lines, ""]
+
+
+def _chosen(rule: str, row: Row) -> float | None:
+    return row["top1"].get(rule)
+
+
+def _corrupted(row: Row) -> float | None:
+    return row["shift"]["mean"] if row["shift"] else None
 
 
 def _adapted(row: Row) -> float | None:
     return ((row["shift"] or {}).get("adapted") or {}).get("mean")
 
 
-def _adapted_clean(row: Row) -> float | None:
-    return row["adapted"]["test"]["prec1"] if row.get("adapted") and "test" in row["adapted"] else None
+def _realigned(row: Row) -> float | None:
+    """On the images that the run is about, not corrupted."""
+    found = row.get("adapted") or {}
+    return next((found[name]["prec1"] for name in ("test", "target") if name in found), None)
+
+
+def _mean(rows: Sequence[Row], study: Study, value: Value) -> str:
+    """Over the seeds, of each its mean over all pairs of domains; a seed that lacks a pair does not count."""
+    by_seed: dict[int, list[float]] = {}
+    for row in rows:
+        if (number := value(row)) is not None:
+            by_seed.setdefault(row["seed"], []).append(number)
+    return _number([mean_and_spread(one)[0] for one in by_seed.values() if len(one) == len(study.pairs)])
 
 
 def _bits(run: Entry) -> str:
@@ -116,21 +162,23 @@ def _effective(effective: Mapping[str, Any]) -> str:
 
 
 def verdict(by: By, first: str, second: str) -> str:
-    """What the difference of two runs at the last epoch, seed by seed, says of a claim.
+    """What the difference of two runs at the last epoch, seed by seed and pair by pair, says of a claim.
 
-    It counts as told apart where the mean over at least three seeds is more than two standard errors from zero.
+    It counts as told apart where the mean over at least three of them is more than two standard errors from zero.
     """
-    seeds = sorted(seed for name, seed in by if name == first and (second, seed) in by)
-    if not seeds:
+    places = [place for name, place in by if name == first and (second, place) in by]
+    if not places:
         return "not measured yet"
-    ours, theirs = ([by[name, seed]["top1"]["last"] for seed in seeds] for name in (first, second))
-    found = Difference({seed: one - other for seed, one, other in zip(seeds, ours, theirs, strict=True)})
+    ours, theirs = ([by[name, place]["top1"]["last"] for place in places] for name in (first, second))
+    found = Difference({place: one - other for place, one, other in zip(places, ours, theirs, strict=True)})
     figures = f"{_number(ours)} against {_number(theirs)}, {found.mean:+.2f} points"
-    if len(seeds) < 3:
-        return f"{figures}; {len(seeds)} seed{'s' * (len(seeds) > 1)}, so no verdict"
+    seeds = len({seed for _, seed in places})
+    counted = f"{seeds} seed{'s' * (seeds > 1)}" + (f", {len(places)} pairs and seeds" if len(places) > seeds else "")
+    if len(places) < 3:
+        return f"{figures}; {counted}, so no verdict"
     error = found.standard_error
     word = "not told apart" if abs(found.mean) <= 2 * error else "supported" if found.mean > 0 else "contradicted"
-    return f"{word}, {figures} (standard error {error:.2f}, {len(seeds)} seeds)"
+    return f"{word}, {figures} (standard error {error:.2f}, {counted})"
 
 
 def draw(study: Study, rows: Sequence[Row], path: Path) -> Path:

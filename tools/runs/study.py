@@ -24,6 +24,7 @@ from tools.runs.programs import main_of, programs
 EXPECTED = "a study such as docs/studies/digits.json"
 Flags = Mapping[str, Any]
 Row = dict[str, Any]  # a line of docs/results/NAME.jsonl
+Pair = tuple[str, str]  # source and target domain
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Study:
     Attributes:
         title, data: what it is about and on which images. budget: what it spends, and what the paper would.
         seeds: of every run. flags: of every run. runs: each behind the one that it starts from.
+        pairs: of domains, on each of which every run is made; by default a single one, which the flags name.
         claims: {"says", "with", "without"}: a sentence, and the runs whose difference speaks for it.
     """
 
@@ -67,6 +69,7 @@ class Study:
     seeds: Sequence[int]
     flags: Flags
     runs: Sequence[Entry]
+    pairs: Sequence[Pair | None] = (None,)
     claims: Sequence[Mapping[str, str]] = field(default=())
 
 
@@ -79,7 +82,8 @@ def read(path: Path) -> Study:
             for one in content["runs"]
         ]
         fields = {key: content[key] for key in ("title", "data", "budget", "seeds", "flags")}
-        study = Study(path.stem, **fields, runs=runs, claims=content.get("claims", ()))
+        pairs: list[Pair | None] = [(source, target) for source, target in content.get("pairs", ())]
+        study = Study(path.stem, **fields, runs=runs, pairs=pairs or [None], claims=content.get("claims", ()))
         flags = [study.flags, *(run.flags for run in study.runs)]
         if not all(isinstance(one, dict) for one in flags) or not all(is_whole(seed, 0) for seed in study.seeds):
             raise TypeError("flags that are no names and values, or seeds that are no whole numbers")
@@ -88,10 +92,12 @@ def read(path: Path) -> Study:
             if run.name in names or (run.start is not None and run.start not in names):
                 raise UserError(f"{path}: run {shown(run.name)} is named twice, or before what it starts from")
             names.add(name_below(run.name))
+        for pair in study.pairs:
+            name_below(job_of("run", pair, 0))
         for claim in study.claims:
             if {claim["with"], claim["without"]} - names:
                 raise UserError(f"{path}: the claim {shown(claim['says'])} names a run that is not there")
-    except (ArgumentTypeError, AttributeError, KeyError, TypeError) as error:
+    except (ArgumentTypeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: {type(error).__name__} {error}; expected {EXPECTED}") from None
     return study
 
@@ -104,19 +110,19 @@ def plan_of(study: Study, passed: Mapping[str, str], out: Path, results: Path) -
         out: folder of the runs. results: file of the lines; what it says of runs that are not in ``out`` stays.
     """
     planned = []
-    for seed in study.seeds:
-        for entry in study.runs:
-            job = f"{entry.name}_seed{seed}"
-            source = f"{entry.start}_seed{seed}" if entry.start else None
-            left = _arguments(study, entry, seed, passed, out) if recorded.read_summary(out / job) is None else []
-            planned.append(Planned(job, entry.task, out, left, source))
+    wanted = [(entry, pair, seed) for seed in study.seeds for pair in study.pairs for entry in study.runs]
+    for entry, pair, seed in wanted:
+        job = job_of(entry.name, pair, seed)
+        source = job_of(entry.start, pair, seed) if entry.start else None
+        left = _arguments(study, entry, pair, seed, passed, out) if recorded.read_summary(out / job) is None else []
+        planned.append(Planned(job, entry.task, out, left, source))
 
     def collect(folder: Path) -> str:
-        found = [row for seed in study.seeds for one in study.runs if (row := row_of(study, one, seed, passed, folder))]
-        whole = len(study.runs) * len(study.seeds)
+        found = [row for one in wanted if (row := row_of(study, *one, passed, folder))]
+        whole = len(wanted)
         if not found:
             return f"no run of {whole} is finished; {results} stays as it is"
-        lines = {(row["run"], row["seed"]): row for row in [*read_lines(results), *found]}
+        lines = {(row["run"], place_of(row)): row for row in [*read_lines(results), *found]}
         results.parent.mkdir(parents=True, exist_ok=True)
         write_whole(results, "".join(json.dumps(row) + "\n" for row in lines.values()))
         return f"{results}: {len(found)} of {whole} runs are finished here; python tools/results.py draws them"
@@ -126,29 +132,44 @@ def plan_of(study: Study, passed: Mapping[str, str], out: Path, results: Path) -
     return Plan(planned, {out: settings}, collect, out, each="cell")
 
 
+def job_of(run: str, pair: Pair | None, seed: int) -> str:
+    """The folder of a run."""
+    return "_".join((run, *(pair or ()), f"seed{seed}"))
+
+
+def place_of(row: Row) -> tuple[Pair | None, int]:
+    """The pair of domains that a line is about, where its study has several, and the seed."""
+    return (tuple(row["pair"]) if row.get("pair") else None), row["seed"]
+
+
 def _typed(flags: Flags) -> dict[str, str]:
     return {f"--{name}": str(value) for name, value in flags.items()}
 
 
-def _arguments(study: Study, entry: Entry, seed: int, passed: Mapping[str, str], out: Path) -> list[str]:
-    flags = {**_typed(study.flags), **passed, **_typed(entry.flags)}
-    words = [word for pair in flags.items() for word in pair]
+def _arguments(
+    study: Study, entry: Entry, pair: Pair | None, seed: int, passed: Mapping[str, str], out: Path
+) -> list[str]:
+    domains = dict(zip(("src_data", "tgt_data"), pair or (), strict=False))
+    flags = {**_typed(study.flags), **passed, **_typed(entry.flags), **_typed(domains)}
+    words = [word for flag in flags.items() for word in flag]
     if entry.start is not None:
-        words += ["--source_dir", str(out), "--source_file", f"{entry.start}_seed{seed}/{BEST}"]
-    return [*words, "--seed", str(seed), "--job_dir", str(out / f"{entry.name}_seed{seed}"), "--resume"]
+        words += ["--source_dir", str(out), "--source_file", f"{job_of(entry.start, pair, seed)}/{BEST}"]
+    return [*words, "--seed", str(seed), "--job_dir", str(out / job_of(entry.name, pair, seed)), "--resume"]
 
 
-def row_of(study: Study, entry: Entry, seed: int, passed: Mapping[str, str], out: Path) -> Row | None:
+def row_of(
+    study: Study, entry: Entry, pair: Pair | None, seed: int, passed: Mapping[str, str], out: Path
+) -> Row | None:
     """The line of a run: what it was, what it found by every selection, and the command that repeats it.
 
     None: it is not finished.
     """
-    job = out / f"{entry.name}_seed{seed}"
+    job = out / job_of(entry.name, pair, seed)
     summary = recorded.read_summary(job)
     if summary is None:
         return None
     kept = {name: value for name, value in passed.items() if name[2:] not in WITHOUT_EFFECT}
-    words = _arguments(study, entry, seed, kept, Path("results") / study.name)
+    words = _arguments(study, entry, pair, seed, kept, Path("results") / study.name)
     history = read_rows(job / "metrics.jsonl", "the metrics of a run")
     return {
         "run": entry.name,
@@ -158,11 +179,12 @@ def row_of(study: Study, entry: Entry, seed: int, passed: Mapping[str, str], out
         "bits": [summary["bitW"], summary["abitW"]],
         "adaptation": summary.get("adaptation"),
         "crp": summary.get("crp", False),
+        **({"pair": list(pair)} if pair else {}),
         "seed": seed,
         "epochs": summary["last"]["epoch"] + 1,
         "data": study.data,
         "protocol": summary["protocol"],
-        "source": f"{entry.start}_seed{seed}" if entry.start else None,
+        "source": job_of(entry.start, pair, seed) if entry.start else None,
         "top1": selections(history),
         "effective": recorded.effective(summary["layers"], summary["bitW"] < 32),
         "shift": summary.get("shift"),
