@@ -74,7 +74,7 @@ def test_the_studies_of_the_documents_are_commands_that_main_py_takes(path: Path
     status, said, err = type_in("study", path, "--out", tmp_path / "out", "--dry_run")
     assert status == 0, err
     described = read(path)
-    assert len(said.splitlines()) == len(described.runs) * len(described.seeds)
+    assert len(said.splitlines()) == len(described.runs) * len(described.seeds) * len(described.pairs)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -168,6 +168,40 @@ def test_finished_runs_become_lines_a_table_a_picture_and_a_verdict(docs: Path, 
     assert BLOCK.search((docs / "results.md").read_text())
 
 
+PAIRS = (("mnist", "mnistm"), ("mnistm", "mnist"))
+
+
+def test_a_study_of_several_pairs_runs_everything_on_each_and_means_over_whole_seeds_alone(
+    docs: Path, tmp_path: Path
+) -> None:
+    out, path = tmp_path / "out", write(docs, {**SMALL, "pairs": PAIRS})
+    finish(out / "float_mnist_mnistm_seed0", 32, 0, [60.0, 50.0])
+    status, said, err = type_in("study", path, "--out", out, "--dry_run")
+    assert status == 0, err
+    commands = [shlex.split(line) for line in said.splitlines()]
+    assert len(commands) == 7
+    assert commands[0][commands[0].index("--source_file") + 1] == "float_mnist_mnistm_seed0/checkpoint/model_best.pt"
+    for words in commands:
+        typed = [words[words.index(name) + 1] for name in ("--src_data", "--tgt_data", "--job_dir")]
+        assert "_".join(typed[:2]) in typed[2]
+    finish(out / "float_mnistm_mnist_seed0", 32, 0, [70.0, 80.0])
+    for (source, target), seed, top1 in ((PAIRS[0], 0, 52.0), (PAIRS[1], 0, 83.0), (PAIRS[0], 1, 10.0)):
+        finish(out / f"crp_{source}_{target}_seed{seed}", 4, seed, [top1, top1])
+    plan_of(read(path), {}, out, docs / "results" / "small.jsonl").collect(out)
+    rows = rows_of(docs, "small")
+    assert [(row["run"], row["pair"], row["seed"]) for row in rows] == [
+        *((run, list(pair), 0) for pair in PAIRS for run in ("float", "crp")),
+        ("crp", ["mnist", "mnistm"], 1),
+    ]
+    block = block_of(read(path), rows)
+    assert "| float | 32 | 2 | 65.00 |" in block
+    assert "| ours with CRP | 4 | 2 | 67.50 |" in block, "the second seed lacks a pair and does not count"
+    assert "| last epoch | bits | mnist to mnistm | mnistm to mnist |" in block
+    assert "| ours with CRP | 4 | 31.00 ± 29.70 | 83.00 |" in block
+    claim = verdict({(row["run"], (tuple(row["pair"]), row["seed"])): row for row in rows}, "crp", "float")
+    assert claim == "67.50 ± 21.92 against 65.00 ± 21.21, +2.50 points; 1 seed, 2 pairs and seeds, so no verdict"
+
+
 def test_what_a_study_found_before_stays_where_its_runs_are_not(docs: Path, tmp_path: Path) -> None:
     lines = docs / "results" / "small.jsonl"
     elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
@@ -193,8 +227,8 @@ def test_what_a_study_found_before_stays_where_its_runs_are_not(docs: Path, tmp_
     [((1.0, 1.2, 0.9), "supported"), ((-1.0, -1.2, -0.9), "contradicted"), ((1.0, -1.2, 0.9), "not told apart")],
 )
 def test_a_verdict_needs_three_seeds_and_two_standard_errors(differences: tuple[float, ...], word: str) -> None:
-    by = {("with", seed): {"top1": {"last": 50 + value}} for seed, value in enumerate(differences)}
-    by |= {("without", seed): {"top1": {"last": 50.0}} for seed in range(len(differences))}
+    by: Any = {("with", (None, seed)): {"top1": {"last": 50 + value}} for seed, value in enumerate(differences)}
+    by |= {("without", (None, seed)): {"top1": {"last": 50.0}} for seed in range(len(differences))}
     assert verdict(by, "with", "without").startswith(f"{word}, ")
     assert verdict(by, "with", "absent") == "not measured yet"
 

@@ -103,15 +103,22 @@ def table(study: Study, by: By) -> list[str]:
 
 
 def pair_table(study: Study, by: By) -> list[str]:
-    """Markdown: the last epoch by pairs of domains; nothing for a study of one pair."""
+    """Markdown: the last epoch by pairs of domains, and re-aligned behind a stroke; nothing for a study of one pair."""
     pairs = [pair for pair in study.pairs if pair]
     if not pairs:
         return []
     names = (f"{source} to {target}" for source, target in pairs)
-    lines = [f"| last epoch | bits | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(pairs)]
+    values: list[Value] = [partial(_chosen, "last")]
+    values += [_realigned] if any(map(_realigned, by.values())) else []
+    head = "last epoch / re-aligned" if len(values) > 1 else "last epoch"
+    lines = [f"| {head} | bits | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(pairs)]
     for run in study.runs:
-        tops = [[row["top1"]["last"] for row in _of(by, run) if place_of(row)[0] == pair] for pair in pairs]
-        lines.append(f"| {run.title} | {_bits(run)} | {' | '.join(map(_number, tops))} |")
+        own = [[row for row in _of(by, run) if place_of(row)[0] == pair] for pair in pairs]
+        cells = [
+            " / ".join(_number([found for row in rows if (found := value(row)) is not None]) for value in values)
+            for rows in own
+        ]
+        lines.append(f"| {run.title} | {_bits(run)} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
