@@ -6,6 +6,7 @@ from typing import Any
 from common.errors import UserError
 from common.flags import flags_of, read_options
 from common.quantizers import alignq, apot, bwn, centroid, dorefa, llsq, lsq, uniform
+from common.quantizers.candidates import CANDIDATE_METHODS
 from common.quantizers.scheme import Method, Scheme
 
 METHODS: dict[str, Method] = {
@@ -20,6 +21,7 @@ METHODS: dict[str, Method] = {
         llsq.METHOD,
         apot.METHOD,
         centroid.METHOD,
+        *CANDIDATE_METHODS,
     )
 }
 
