@@ -6,7 +6,6 @@ from typing import Any
 from common.errors import UserError
 from common.flags import flags_of, read_options
 from common.quantizers import alignq, apot, bwn, centroid, dorefa, llsq, lsq, uniform
-from common.quantizers.candidates import CANDIDATE_METHODS
 from common.quantizers.scheme import Method, Scheme
 
 METHODS: dict[str, Method] = {
@@ -21,7 +20,6 @@ METHODS: dict[str, Method] = {
         llsq.METHOD,
         apot.METHOD,
         centroid.METHOD,
-        *CANDIDATE_METHODS,
     )
 }
 
