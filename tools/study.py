@@ -43,8 +43,8 @@ def study(
     Any other flag of main.py (--data_dir, --num_epochs ...) is passed to every run that has it.
 
     Args:
-        file: the study: title, data, budget, seeds, flags of all runs, and the runs, each with a name, flags and,
-            under "from", the run that it starts from.
+        file: the study: title, data, budget, seeds, flags of all runs, "pairs" of source and target domain if there are
+            several, and the runs, each with a name, flags and, under "from", the run that it starts from.
         out: folder of the runs (default: results/NAME).
         results: file of the lines (default: results/NAME.jsonl beside the folder of the study).
         workers: runs at a time (default: 1; all with Slurm); of several CUDA devices each gets its own.
