@@ -137,7 +137,7 @@ def accuracy_bars(axes: Axes, series: Mapping[str, Sequence[float]]) -> None:
     axes.legend(
         handles=handles,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.12 - 0.3 / len(series)),
+        bbox_to_anchor=(0.5, -0.12 - 0.3 / max(len(series), 1)),
         ncols=4,
         fontsize=9,
         frameon=False,

@@ -12,7 +12,7 @@ from common.data.locate import REPOSITORY
 from tests.tools.entry import refused, type_in
 from tools.results import rows_of
 from tools.runs import parity_page
-from tools.runs.result_page import BLOCK, block_of, fill, verdict
+from tools.runs.result_page import BLOCK, block_of, draw, fill, verdict
 from tools.runs.study import plan_of, read, selections
 
 STUDIES = sorted((REPOSITORY / "docs" / "studies").glob("*.json"))
@@ -198,6 +198,13 @@ def test_a_study_of_several_pairs_runs_everything_on_each_and_means_over_whole_s
     assert "| ours with CRP | 4 | 2 | 67.50 |" in block, "the second seed lacks a pair and does not count"
     assert "| last epoch | bits | mnist to mnistm | mnistm to mnist |" in block
     assert "| ours with CRP | 4 | 31.00 ± 29.70 | 83.00 |" in block
+    fewer = block_of(read(path), [row for row in rows if row["run"] == "float" or row["pair"] == list(PAIRS[0])])
+    assert "the mean over the pairs that every network has: mnist to mnistm" in fewer
+    assert "| float | 32 | 2 | 50.00 |" in fewer, "means over what every run has"
+    assert "| ours with CRP | 4 | 2 | 31.00 ± 29.70 |" in fewer
+    no_common = [rows[0], rows[3]]
+    assert "| float | 32 | 2 | – |" in block_of(read(path), no_common)
+    assert draw(read(path), no_common, tmp_path / "none.png").exists()
     claim = verdict({(row["run"], (tuple(row["pair"]), row["seed"])): row for row in rows}, "crp", "float")
     assert claim == "67.50 ± 21.92 against 65.00 ± 21.21, +2.50 points; 1 seed, 2 pairs and seeds, so no verdict"
 

@@ -41,7 +41,7 @@ def summary_of(study: Study, rows: Sequence[Row]) -> str:
     for run in study.runs:
         own = _of(by, run)
         if own:
-            last = _mean(own, study, lambda row: row["top1"]["last"])
+            last = _mean(own, common(study, by), partial(_chosen, "last"))
             seeds = len({row["seed"] for row in own})
             lines.append(f"| {run.title} | {_bits(run)} | {own[0]['epochs']} | {last} | {seeds} |")
     return "\n" + "\n".join(lines) + "\n\n"
@@ -55,6 +55,16 @@ def _of(by: By, run: Entry) -> list[Row]:
     return [row for (name, _), row in by.items() if name == run.name]
 
 
+def common(study: Study, by: By) -> list[Pair | None]:
+    """The pairs of domains on which every run is finished that is finished on any: means over these compare."""
+    found = [{place_of(row)[0] for row in own} for run in study.runs if (own := _of(by, run))]
+    return [pair for pair in study.pairs if all(pair in own for own in found)]
+
+
+def named(pairs: Sequence[Pair | None]) -> str:
+    return ", ".join(" to ".join(pair) for pair in pairs if pair) or "none"
+
+
 def block_of(study: Study, rows: Sequence[Row]) -> str:
     """Protocol, tables, picture, claims and the command of a study."""
     by = _by(rows)
@@ -64,7 +74,7 @@ def block_of(study: Study, rows: Sequence[Row]) -> str:
     protocol = " or ".join(sorted({row["protocol"] for row in rows}))
     spread = "mean ± standard deviation over the seeds" if len(seeds) > 1 else "one seed, so no spread is known"
     if study.pairs[0]:
-        spread += f"; each seed's number is the mean over the {len(study.pairs)} pairs"
+        spread += f"; each seed's number is the mean over the pairs that every network has: {named(common(study, by))}"
     lines = [
         f"Data: {study.data}. Protocol: {protocol}. Budget: {study.budget}. "
         f"Seeds: {', '.join(map(str, seeds))}; {spread}.",
@@ -97,7 +107,12 @@ def table(study: Study, by: By) -> list[str]:
         values: list[Value] = [partial(_chosen, rule) for rule in rules]
         values += [_corrupted] if shifted else []
         values += [value for value, wanted in ((_adapted, adapted), (_realigned, realigned)) if wanted]
-        cells = [run.title, _bits(run), str(own[0]["epochs"]), *(_mean(own, study, value) for value in values)]
+        cells = [
+            run.title,
+            _bits(run),
+            str(own[0]["epochs"]),
+            *(_mean(own, common(study, by), value) for value in values),
+        ]
         lines.append(f"| {' | '.join([*cells, _effective(own[0]['effective'])])} |")
     return lines
 
@@ -140,13 +155,17 @@ def _realigned(row: Row) -> float | None:
     return next((found[name]["prec1"] for name in ("test", "target") if name in found), None)
 
 
-def _mean(rows: Sequence[Row], study: Study, value: Value) -> str:
-    """Over the seeds, of each its mean over all pairs of domains; a seed that lacks a pair does not count."""
+def _means(rows: Sequence[Row], pairs: Sequence[Pair | None], value: Value) -> list[float]:
+    """Of each seed the mean over the pairs of domains; a seed that lacks one of them does not count."""
     by_seed: dict[int, list[float]] = {}
     for row in rows:
-        if (number := value(row)) is not None:
+        if place_of(row)[0] in pairs and (number := value(row)) is not None:
             by_seed.setdefault(row["seed"], []).append(number)
-    return _number([mean_and_spread(one)[0] for one in by_seed.values() if len(one) == len(study.pairs)])
+    return [mean_and_spread(one)[0] for one in by_seed.values() if len(one) == len(pairs)]
+
+
+def _mean(rows: Sequence[Row], pairs: Sequence[Pair | None], value: Value) -> str:
+    return _number(_means(rows, pairs, value))
 
 
 def _bits(run: Entry) -> str:
@@ -190,12 +209,11 @@ def verdict(by: By, first: str, second: str) -> str:
 
 def draw(study: Study, rows: Sequence[Row], path: Path) -> Path:
     """Top-1 at the last epoch of every run, a bar with a mark for each seed."""
-    runs = [run for run in study.runs if any(row["run"] == run.name for row in rows)]
+    by = _by(rows)
+    tops = {run.name: _means(_of(by, run), common(study, by), partial(_chosen, "last")) for run in study.runs}
+    runs = [run for run in study.runs if tops[run.name]]
     figure, axes = plt.subplots(figsize=(6, 0.8 + 0.36 * len(runs)))
-    series = {
-        _label(run.title, rows, run.name): [row["top1"]["last"] for row in rows if row["run"] == run.name]
-        for run in runs
-    }
+    series = {_label(run.title, rows, run.name): tops[run.name] for run in runs}
     pictures.accuracy_bars(axes, series)
     axes.set_title(f"{study.title}: top-1 at the last epoch (%)", fontsize=10)
     return pictures.save(figure, path)
