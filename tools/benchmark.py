@@ -137,16 +137,18 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> Path:
     """Bars of the time and the memory of every kind, as ratios to float."""
     labels = list(dict.fromkeys(row["kind"] for row in rows if row["kind"] != FLOAT))
-    figure, (left, right) = pictures.plt.subplots(1, 2, figsize=(11, 1.6 + 0.42 * len(labels)), sharey=True)
+    figure, (upper, lower) = pictures.plt.subplots(2, 1, figsize=(6, 2 * (1.4 + 0.42 * len(labels))))
     times = {mode: {} for mode in get_args(Mode)}  # type: dict[str, dict[str, tuple[float, float, float]]]
     sizes = {mode: {} for mode in get_args(Mode)}  # type: dict[str, dict[str, tuple[float, float, float]]]
     for row in rows:
         if row["kind"] != FLOAT:
             times[row["mode"]][row["kind"]] = row["ratio"], row["ratio_low"], row["ratio_high"]
             sizes[row["mode"]][row["kind"]] = (row["memory_ratio"],) * 3
-    pictures.ratio_bars(left, labels, times, "time of a training step / float")
-    pictures.ratio_bars(right, labels, sizes, "peak memory of a training step / float")
+    pictures.ratio_bars(upper, labels, times, "time of a training step / float")
+    pictures.ratio_bars(lower, labels, sizes, "peak memory of a training step / float")
+    lower.get_legend().remove()
     figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
     return pictures.save(figure, path)
 
 

@@ -68,7 +68,7 @@ def crp_effect(*, with_crp: tuple[Path, ...], without: tuple[Path, ...], out: Ne
         if len(lengths := {len(run.shifts) for run in runs}) > 1:
             raise UserError(f"{name}: runs of {' and '.join(map(str, sorted(lengths)))} epochs; expected equally many")
     demo = "demo " if any(run.demo for runs in groups.values() for run in runs) else ""
-    figure, (shift, accuracy) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (shift, accuracy) = plt.subplots(2, 1, figsize=(6, 7.5))
     print(f"| | runs | mean abs D, last epoch | {demo}target top-1 (%), last epoch | best epoch |")
     print("|---|---:|---:|---:|---:|")
     for index, (name, runs) in enumerate(groups.items()):
@@ -89,6 +89,7 @@ def crp_effect(*, with_crp: tuple[Path, ...], without: tuple[Path, ...], out: Ne
     for axes in (shift, accuracy):
         axes.grid(alpha=0.3)
         axes.legend()
+    figure.tight_layout()
     print(f"picture: {pictures.save(figure, out / 'crp.png')}")
 
 

@@ -58,7 +58,7 @@ def table(jobs: dict[int, Path]) -> str:
 
 def draw(jobs: dict[int, Path], bits: int, path: Path) -> Path:
     """Both learning curves, and the grid of one layer over the histogram of its weights."""
-    figure, (curves, grid) = plt.subplots(1, 2, figsize=(12, 4.2))
+    figure, (curves, grid) = plt.subplots(2, 1, figsize=(6, 8))
     histories = {
         f"{width} bits": [json.loads(line) for line in (job / "metrics.jsonl").read_text().splitlines()]
         for width, job in jobs.items()
@@ -70,6 +70,7 @@ def draw(jobs: dict[int, Path], bits: int, path: Path) -> Path:
     thresholds = weights.mean() + weights.std(ddof=1) * norm.ppf((np.arange(n) + 0.5) / n)
     pictures.weight_grid(grid, weights, thresholds, 2 * np.arange(n + 1) / n - 1, f"{LAYER}: {n + 1} levels of DAQ")
     figure.suptitle("ResNet-20 on demo data")
+    figure.tight_layout()
     return pictures.save(figure, path)
 
 
