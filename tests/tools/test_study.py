@@ -12,7 +12,7 @@ from common.data.locate import REPOSITORY
 from tests.tools.entry import refused, type_in
 from tools.results import rows_of
 from tools.runs import parity_page
-from tools.runs.result_page import BLOCK, block_of, draw, fill, verdict
+from tools.runs.result_page import BLOCK, block_of, draw, fill, summary_of, verdict
 from tools.runs.study import plan_of, read, selections
 
 STUDIES = sorted((REPOSITORY / "docs" / "studies").glob("*.json"))
@@ -198,6 +198,7 @@ def test_a_study_of_several_pairs_runs_everything_on_each_and_means_over_whole_s
     assert "| ours with CRP | 4 | 2 | 67.50 |" in block, "the second seed lacks a pair and does not count"
     assert "| last epoch | bits | mnist to mnistm | mnistm to mnist |" in block
     assert "| ours with CRP | 4 | 31.00 ± 29.70 | 83.00 |" in block
+    assert "| ours with CRP | 4 | 2 | 67.50 | 1 |" in summary_of(read(path), rows), "and is not counted"
     fewer = block_of(read(path), [row for row in rows if row["run"] == "float" or row["pair"] == list(PAIRS[0])])
     assert "the mean over the pairs that every network has: mnist to mnistm" in fewer
     assert "| float | 32 | 2 | 50.00 |" in fewer, "means over what every run has"

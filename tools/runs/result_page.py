@@ -41,9 +41,8 @@ def summary_of(study: Study, rows: Sequence[Row]) -> str:
     for run in study.runs:
         own = _of(by, run)
         if own:
-            last = _mean(own, common(study, by), partial(_chosen, "last"))
-            seeds = len({row["seed"] for row in own})
-            lines.append(f"| {run.title} | {_bits(run)} | {own[0]['epochs']} | {last} | {seeds} |")
+            tops = _means(own, shared_pairs(study, by), partial(_chosen, "last"))
+            lines.append(f"| {run.title} | {_bits(run)} | {own[0]['epochs']} | {_number(tops)} | {len(tops)} |")
     return "\n" + "\n".join(lines) + "\n\n"
 
 
@@ -55,7 +54,7 @@ def _of(by: By, run: Entry) -> list[Row]:
     return [row for (name, _), row in by.items() if name == run.name]
 
 
-def common(study: Study, by: By) -> list[Pair | None]:
+def shared_pairs(study: Study, by: By) -> list[Pair | None]:
     """The pairs of domains on which every run is finished that is finished on any: means over these compare."""
     found = [{place_of(row)[0] for row in own} for run in study.runs if (own := _of(by, run))]
     return [pair for pair in study.pairs if all(pair in own for own in found)]
@@ -74,7 +73,9 @@ def block_of(study: Study, rows: Sequence[Row]) -> str:
     protocol = " or ".join(sorted({row["protocol"] for row in rows}))
     spread = "mean ± standard deviation over the seeds" if len(seeds) > 1 else "one seed, so no spread is known"
     if study.pairs[0]:
-        spread += f"; each seed's number is the mean over the pairs that every network has: {named(common(study, by))}"
+        spread += (
+            f"; each seed's number is the mean over the pairs that every network has: {named(shared_pairs(study, by))}"
+        )
     lines = [
         f"Data: {study.data}. Protocol: {protocol}. Budget: {study.budget}. "
         f"Seeds: {', '.join(map(str, seeds))}; {spread}.",
@@ -111,7 +112,7 @@ def table(study: Study, by: By) -> list[str]:
             run.title,
             _bits(run),
             str(own[0]["epochs"]),
-            *(_mean(own, common(study, by), value) for value in values),
+            *(_mean(own, shared_pairs(study, by), value) for value in values),
         ]
         lines.append(f"| {' | '.join([*cells, _effective(own[0]['effective'])])} |")
     return lines
@@ -210,7 +211,7 @@ def verdict(by: By, first: str, second: str) -> str:
 def draw(study: Study, rows: Sequence[Row], path: Path) -> Path:
     """Top-1 at the last epoch of every run, a bar with a mark for each seed."""
     by = _by(rows)
-    tops = {run.name: _means(_of(by, run), common(study, by), partial(_chosen, "last")) for run in study.runs}
+    tops = {run.name: _means(_of(by, run), shared_pairs(study, by), partial(_chosen, "last")) for run in study.runs}
     runs = [run for run in study.runs if tops[run.name]]
     figure, axes = plt.subplots(figsize=(6, 0.8 + 0.36 * len(runs)))
     series = {_label(run.title, rows, run.name): tops[run.name] for run in runs}
